@@ -1,19 +1,20 @@
 """The transport seam: one byte stream under a Link or a connection, in five methods.
 
-Theory of operation. A transport is non-blocking and synchronous; TCP, TLS, WebSocket, memory and the simulator implement it, and
-may stand on one another. It is made by a dialler or a listener, given its `owner`, and belongs to one Poller.
+Theory of operation. A transport is non-blocking and synchronous; TCP, TLS, WebSocket, memory and the simulator
+implement it, and may stand on one another. It is made by a dialler or a listener, given its `owner`, and belongs to
+one Poller.
 
-- The owner hears of readiness by `on_readable` and `on_writable`, only for what it asked with `watch`, only from the Poller's
-  turn, and then calls `try_recv` or `try_send` itself, as often as it likes. Readiness is level-triggered: an owner that reads too
-  little is called again in the next turn. Bytes that a layer has already taken from the one below make no
-  event there; such a transport puts itself on the Poller's ready list.
-- `try_send` takes what it takes; it keeps at most one flush (64 KiB) that it has already transformed (TLS records, a WebSocket frame), and
-  reports those bytes as accepted. Held bytes are pushed by the transport itself, which watches the layer below for that,
-  whatever the owner watches.
-- Connecting and handshakes are states inside: `on_open` comes when bytes may flow, or `on_failed` instead. After `on_open` errors are
-  raised by the calls, as `TransportBroken`.
-- In a stack, the outer transport is the inner's owner. An error or hang-up comes as whichever call is watched; a transport that watches
-  neither is not registered, and learns of it when it next watches.
+- The owner hears of readiness by `on_readable` and `on_writable`, only for what it asked with `watch`, only from the
+  Poller's turn, and then calls `try_recv` or `try_send` itself, as often as it likes. Readiness is level-triggered:
+  an owner that reads too little is called again in the next turn. Bytes that a layer has already taken from the one
+  below make no event there; such a transport puts itself on the Poller's ready list.
+- `try_send` takes what it takes; it keeps at most one flush (64 KiB) that it has already transformed (TLS records, a
+  WebSocket frame), and reports those bytes as accepted. Held bytes are pushed by the transport itself, which watches
+  the layer below for that, whatever the owner watches.
+- Connecting and handshakes are states inside: `on_open` comes when bytes may flow, or `on_failed` instead. After
+  `on_open` errors are raised by the calls, as `TransportBroken`.
+- In a stack, the outer transport is the inner's owner. An error or hang-up comes as whichever call is watched; a
+  transport that watches neither is not registered, and learns of it when it next watches.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from netbore.proto.stream import Data
 class TransportBroken(Exception):
     """The transport ended by error: reset, timed out, cut short of its close_notify, or a failed handshake.
 
-    `reason` says what happened in words for a log; it never holds data of the peer. `kind` is one of "refused", "unreachable",
-    "timeout", "reset", "truncated", "tls", "untrusted", "protocol".
+    `reason` says what happened in words for a log; it never holds data of the peer. `kind` is one of "refused",
+    "unreachable", "timeout", "reset", "truncated", "tls", "untrusted", "protocol".
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -68,8 +69,8 @@ class Owner(Protocol):
 class Transport(Protocol):
     """One ordered, reliable byte stream. No method blocks or awaits.
 
-    On a closed transport `try_recv` returns None, `try_send` the length of its data, and the others do nothing. Before `on_open`,
-    `try_recv` returns None and `try_send` 0.
+    On a closed transport `try_recv` returns None, `try_send` the length of its data, and the others do nothing.
+    Before `on_open`, `try_recv` returns None and `try_send` 0.
     """
 
     owner: Owner
@@ -99,12 +100,13 @@ class Transport(Protocol):
         """End our direction after everything that was accepted. Reading goes on."""
 
     def watch(self, readable: bool, writable: bool) -> None:
-        """Choose the calls that the owner gets. A new transport watches neither; a choice before `on_open` is kept for then."""
+        """Choose the calls that the owner gets. A new transport watches neither; a choice before `on_open` is kept
+        for then."""
 
     def close(self, abort: bool = False) -> None:
         """Close both directions; no call to the owner follows. Idempotent.
 
-        A plain close offers what is still held to the kernel once and does not wait for the peer: an owner that cares for the tail
-        calls `send_eof`, waits until `draining` is False, with a deadline, and then closes. `abort` tells the peer of an
-        unclean end where the transport can: RST on TCP, no close_notify on TLS.
+        A plain close offers what is still held to the kernel once and does not wait for the peer: an owner that cares
+        for the tail calls `send_eof`, waits until `draining` is False, with a deadline, and then closes. `abort`
+        tells the peer of an unclean end where the transport can: RST on TCP, no close_notify on TLS.
         """

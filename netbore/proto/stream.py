@@ -4,23 +4,25 @@ Theory of operation. A *Stream* is one bidirectional, half-closeable, flow-contr
 Streams have this face, and so has a socket (`netbore.link.socket_stream`), so that whatever moves bytes (relay, HTTP
 connections, the Trio adapter) knows one face only. Its user is its *sink*.
 
-- **Down** goes in one call: the Stream's bytes are decoded and given to `sink.on_data`, which may at once send on another
-  Stream. `on_data`, `on_eof` and `on_reset` arrive in the order of the wire, except that a reset drops what still waits, unless it
-  stands for the Host's end (`wire.HOST_ENDED`): then it waits behind its data, for that data may be the answer.
-- **Up** is never a call from inside a command: `on_writable`, `on_stop` and a reset of our own making are posted to the
-  turn's queue, and go to the sink of the moment of delivery. So no command can re-enter its caller.
-- **Accepted means gone.** What `send_nowait` accepted is the Stream's; what it did not accept stays the caller's, who keeps it
-  (at most what the source had credit for) and offers it again at `on_writable`.
-- **Credit returns by `consumed`.** A sink calls it once the bytes that `on_data` gave it have left it, or at once for bytes that it has
-  to keep until more arrive (a partial head, chunk line or message); those are bounded by a named limit of the sink's own, never by
-  credit. What is not consumed is not asked for: this is the only back-pressure, and the only limit on what a sink can hold.
-- **A dead Stream swallows.** Commands on a Stream that was reset, or whose half the peer stopped, do nothing; `send_nowait`
-  then claims to have accepted everything, since nobody will want the rest.
-- **There is no close.** A Stream has ended when both halves have, and then frees itself. An answer followed by a close is
-  `send_eof()` and `stop()`.
+- **Down** goes in one call: the Stream's bytes are decoded and given to `sink.on_data`, which may at once send on
+  another Stream. `on_data`, `on_eof` and `on_reset` arrive in the order of the wire, except that a reset drops what
+  still waits, unless it stands for the Host's end (`wire.HOST_ENDED`): then it waits behind its data, for that data
+  may be the answer.
+- **Up** is never a call from inside a command: `on_writable`, `on_stop` and a reset of our own making are posted to
+  the turn's queue, and go to the sink of the moment of delivery. So no command can re-enter its caller.
+- **Accepted means gone.** What `send_nowait` accepted is the Stream's; what it did not accept stays the caller's, who
+  keeps it (at most what the source had credit for) and offers it again at `on_writable`.
+- **Credit returns by `consumed`.** A sink calls it once the bytes that `on_data` gave it have left it, or at once for
+  bytes that it has to keep until more arrive (a partial head, chunk line or message); those are bounded by a named
+  limit of the sink's own, never by credit. What is not consumed is not asked for: this is the only back-pressure, and
+  the only limit on what a sink can hold.
+- **A dead Stream swallows.** Commands on a Stream that was reset, or whose half the peer stopped, do nothing;
+  `send_nowait` then claims to have accepted everything, since nobody will want the rest.
+- **There is no close.** A Stream has ended when both halves have, and then frees itself. An answer followed by a
+  close is `send_eof()` and `stop()`.
 
-Sink calls come only from the Poller's turn. Commands may come from any task of the same thread, between turns too; what they post
-wakes the Poller.
+Sink calls come only from the Poller's turn. Commands may come from any task of the same thread, between turns too;
+what they post wakes the Poller.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Stream(Protocol):
     def writable(self) -> bool:
         """False after a `send_nowait` that came short, while the queue is full, or while the Link is broken.
 
-        Otherwise True, which is no promise on a socket. Once False, one `on_writable`, `on_stop` or `on_reset` is certain to follow.
+        Otherwise True, which is no promise on a socket. Once False, one `on_writable`, `on_stop` or `on_reset` is
+        certain to follow.
         """
 
     @property
@@ -108,7 +111,8 @@ class Stream(Protocol):
         """End our half after what was accepted. The other half goes on. Idempotent."""
 
     def stop(self, code: int = 0) -> None:
-        """Take no more data: `on_data` and `on_eof` are not called again, what arrives is dropped. Our half goes on. Idempotent.
+        """Take no more data: `on_data` and `on_eof` are not called again, what arrives is dropped. Our half goes on.
+        Idempotent.
 
         A socket goes on reading and dropping; once our half has ended too, for at most LINGER_SECONDS and LINGER_BYTES.
         """
@@ -136,7 +140,8 @@ class Stream(Protocol):
         """
 
     def release(self) -> None:
-        """The user is done with the Stream, and with all that it did for it. Resets (cancelled) what is still open. Idempotent.
+        """The user is done with the Stream, and with all that it did for it. Resets (cancelled) what is still open.
+        Idempotent.
 
         On a Stream that the peer opened, this is what lets it open another (MAX_STREAMS).
         """
