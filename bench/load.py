@@ -109,11 +109,11 @@ def download(viewer: Viewer, path: str, size: int, target: Path = Path("/dev/nul
 
 
 def upload(viewer: Viewer, source: Path, stored: Path) -> Transfer:
-    """PUT the file `source` once over a new connection; the Host must have all of it in `stored`, which is removed."""
+    """PUT the file `source` once over a new connection; the Host must have all of it in `stored` afterwards."""
+    stored.unlink(missing_ok=True)
     size = source.stat().st_size
     done = curl(viewer, ["-T", str(source), "-o", "/dev/null", f"{viewer.url}/upload/{stored.name}"])
     arrived = stored.stat().st_size if stored.exists() else 0
-    stored.unlink(missing_ok=True)
     if done.status not in {201, 204} or done.up != size or arrived != size:
         raise LoadError(f"upload: status {done.status}, {done.up} sent and {arrived} stored of {size} bytes")
     return done

@@ -1,12 +1,13 @@
 """A Link: the driver that joins a protocol session to transports that come and go.
 
-Theory of operation. The Link is the owner of its present transport. Bytes come in by `on_readable` and leave by `flush`, which the
-Poller's turn calls last, once for all that the turn produced; a flush hands over at most 64 KiB and, when more is waiting, asks for
-`on_writable`, so that frames are chosen when the socket can take them. All of it is synchronous. The one who made the Link (the Edge's door,
-the Agent's dialler) is its *user*: it hears of Streams, messages, broken transports and the end, and brings the next transport.
+Theory of operation. The Link is the owner of its present transport. Bytes come in by `on_readable` and leave by
+`flush`, which the Poller's turn calls last, once for all that the turn produced; a flush hands over at most 64 KiB and,
+when more is waiting, asks for `on_writable`, so that frames are chosen when the socket can take them. All of it is
+synchronous. The one who made the Link (the Edge's door, the Agent's dialler) is its *user*: it hears of Streams,
+messages, broken transports and the end, and brings the next transport.
 
-Third ring of errors: an exception in protocol code ends the Link with CLOSE(internal_error) and is never resumed, since a resume would
-replay the same bytes into the same bug.
+Third ring of errors: an exception in protocol code ends the Link with CLOSE(internal_error) and is never resumed, since
+a resume would replay the same bytes into the same bug.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
@@ -22,11 +24,14 @@ from netbore.link.poller import Poller, Timer
 from netbore.link.stream import StreamAdapter
 from netbore.link.transport import Transport, TransportBroken
 from netbore.proto import events, pipe
+from netbore.proto.handshake import Limits
+from netbore.proto.mux import Refusal, Role
 from netbore.proto.mux_stream import MuxStream
 from netbore.proto.records import RecordDecoder
 from netbore.proto.session import Ended, Session
 from netbore.proto.stream import Data
-from netbore.proto.wire import FLUSH, Code, Kind
+from netbore.proto.window import Budget
+from netbore.proto.wire import FLUSH, MAX_ID, Code, Kind
 
 #: Bytes taken from a Link's transport in one read (design section 3).
 READ = 262144
@@ -57,9 +62,21 @@ class Link(trio.abc.Listener[StreamAdapter]):
     synchronous handler set as `on_stream` takes them instead.
     """
 
-    def __init__(self, poller: Poller, session: Session, user: LinkUser, *, name: str) -> None:
+    def __init__(
+        self,
+        poller: Poller,
+        role: Role,
+        ours: Limits,
+        theirs: Limits,
+        user: LinkUser,
+        *,
+        name: str,
+        budget: Budget | None = None,
+        max_id: int = MAX_ID,
+    ) -> None:
+        """A Link whose handshake has agreed on these limits; it waits for `attach`. `name` is for logs."""
         self.name = name
-        self.session = session
+        self.session = Session(role, ours, theirs, post=poller.post, on_output=self._mark, budget=budget, max_id=max_id)
         self.on_stream: Callable[[MuxStream], None] | None = None
         self._poller = poller
         self._user = user
@@ -95,7 +112,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         transport.owner = self
         transport.watch(True, False)
         self._handle(happened)
-        self._poller.mark(self)
+        self._mark()
 
     def detach(self, reason: str) -> None:
         """Fence: abandon the present transport and all it may still deliver."""
@@ -115,18 +132,26 @@ class Link(trio.abc.Listener[StreamAdapter]):
 
     # Streams
 
-    def open(self, kind: Kind, handle: int, hops: int = 0) -> MuxStream:
-        """Open a Stream to the peer. Raises what Mux.open raises."""
-        return self.session.open(kind, handle, hops)
+    def open(self, kind: Kind, handle: int, hops: int = 0) -> MuxStream | None:
+        """Open a Stream to the peer; None when `refusal` says why not."""
+        return self.session.mux.open(kind, handle, hops)
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why no Stream can be opened now."""
+        return self.session.mux.refusal
 
     def send_message(self, message: dict[str, Any]) -> None:
         """Queue a control message."""
         self.session.mux.send_message(message)
 
     async def open_stream(self, kind: Kind, handle: int) -> StreamAdapter:
-        """Open a Stream as a Trio stream. A checkpoint."""
+        """Open a Stream as a Trio stream. A checkpoint. Raises trio.BrokenResourceError when the peer allows none now."""
         await trio.lowlevel.checkpoint()
-        return StreamAdapter(self.open(kind, handle))
+        stream = self.open(kind, handle)
+        if stream is None:
+            raise trio.BrokenResourceError(str(self.refusal and self.refusal.value))
+        return StreamAdapter(stream)
 
     async def accept(self) -> StreamAdapter:
         """The next Stream that the peer opened. A checkpoint; cancelling it loses no Stream.
@@ -172,7 +197,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
             self._break("the peer closed the connection")
 
     def on_writable(self) -> None:
-        self._poller.mark(self)
+        self._mark()
 
     def on_crash(self, error: Exception) -> None:
         """Third ring: a bug in protocol code, ours or planted."""
@@ -181,6 +206,9 @@ class Link(trio.abc.Listener[StreamAdapter]):
 
     def flush(self) -> None:
         """Send what is waiting, as far as the transport takes it now, at most one flush."""
+        happened = self.session.take_events(self._poller.now)
+        if happened:
+            self._handle(happened)
         transport = self._transport
         if transport is None:
             return
@@ -197,9 +225,12 @@ class Link(trio.abc.Listener[StreamAdapter]):
 
     # Inside
 
+    def _mark(self) -> None:
+        self._poller.mark(self, last=True)
+
     def _after(self) -> None:
         if self._transport is not None and self.session.has_output:
-            self._poller.mark(self)
+            self._mark()
         else:
             self._arm()
 
@@ -211,7 +242,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
                 case events.MessageReceived(message=message):
                     self._user.on_message(self, message)
                 case events.Move(spread=spread):
-                    self._user.on_move(self, spread)
+                    self._user.on_move(self, spread / 1000)
                 case events.SinkFailed(stream=stream, error=error):
                     log.error("stream %s of link %s failed", stream.id, self.name, exc_info=error)
                 case pipe.TransportDead(reason=reason):
@@ -238,10 +269,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
         transport, self._transport = self._transport, None
         if transport is not None:
             last = self._unsent or self.session.data_to_send(FLUSH, self._poller.now)
-            try:
+            with suppress(TransportBroken):
                 transport.try_send(last)
-            except TransportBroken:
-                pass
             transport.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,12 +1,14 @@
 """A Stream as a Trio stream: the outer dress, for library users, `trio.serve_listeners` and Trio's conformance suite.
 
-Theory of operation. The adapter is the Stream's sink. Received data waits in it, bounded by the credit given, and is consumed as the
-task takes it. One task may wait for each direction; it is parked by `wait_task_rescheduled` and woken from the Poller's turn.
+Theory of operation. The adapter is the Stream's sink. Received data waits in it, bounded by the credit given, and is
+consumed as the task takes it. One task may wait for each direction; it is parked by `wait_task_rescheduled` and woken
+from the Poller's turn.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from operator import index
 
 import trio
 import trio.lowlevel
@@ -80,10 +82,10 @@ class StreamAdapter(trio.abc.HalfCloseableStream):
         """Wait until `send_all` could send something at once, or would raise."""
         with self._sending:
             await trio.lowlevel.checkpoint()
-            if self._closed:
-                raise trio.ClosedResourceError
             while not (self._closed or self._stopped or self._broken is not None or self.stream.writable):
                 await self._wait_writable()
+            if self._closed:
+                raise trio.ClosedResourceError
 
     async def send_eof(self) -> None:
         """End our half. Idempotent."""
@@ -97,7 +99,7 @@ class StreamAdapter(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at most `max_bytes`; b"" at the peer's end."""
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._receiving:
             await trio.lowlevel.checkpoint()
@@ -121,6 +123,7 @@ class StreamAdapter(trio.abc.HalfCloseableStream):
             if not self._eof_sent:
                 self.stream.send_eof()
             self.stream.stop()
+            self.stream.release()
             self._wake_reader()
             self._wake_writer()
         await trio.lowlevel.checkpoint()

@@ -25,6 +25,7 @@ from netbore.proto.wire import (
     MAX_ID,
     MAX_OFFSET,
     MAX_STREAMS_OPEN,
+    SKIPPABLE,
     STREAM_WINDOW,
     Code,
     Record,
@@ -332,10 +333,15 @@ class Handshake:
 
     def receive_data(self, data: Data) -> Message | None:
         """Take bytes (or b"" to look at what is left), return the next message or None when it is not whole yet."""
-        pair = self.decoder.receive_one(data, self._hears)
-        if pair is None:
-            return None
-        self._taken += 1
-        if self._taken > HANDSHAKE_RECORDS:
-            raise RemoteProtocolError(Code.LIMIT_EXCEEDED, f"more than {HANDSHAKE_RECORDS} handshake records")
-        return decode(*pair)
+        self.decoder.feed(data)
+        while (record := self.decoder.next()) is not None:
+            kind, payload = record
+            if kind & SKIPPABLE:
+                continue
+            if kind not in self._hears:
+                raise RemoteProtocolError(Code.PROTOCOL_ERROR, f"a record of type {kind:#04x} in a handshake")
+            self._taken += 1
+            if self._taken > HANDSHAKE_RECORDS:
+                raise RemoteProtocolError(Code.LIMIT_EXCEEDED, f"more than {HANDSHAKE_RECORDS} handshake records")
+            return decode(kind, bytes(payload))
+        return None

@@ -15,12 +15,11 @@ import attrs
 from netbore.proto import events, pipe
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Mux, Role
-from netbore.proto.mux_stream import MuxStream
 from netbore.proto.pipe import Pipe, PipeState
 from netbore.proto.records import RecordDecoder
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
-from netbore.proto.wire import LINK_BUDGET, MAX_ID, Code, Kind
+from netbore.proto.wire import LINK_BUDGET, MAX_ID, Code
 
 
 @attrs.frozen
@@ -91,17 +90,21 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` wants to be called."""
-        return self.pipe.next_deadline()
+        mine, other = self.pipe.next_deadline(), self.mux.next_deadline()
+        if mine is None or other is None:
+            return other if mine is None else mine
+        return min(mine, other)
 
     def handle_timeout(self, now: float) -> list[Event]:
         """Do what is due. What can be read should have been read before."""
+        self.mux.handle_timeout(now)
         return self._settle(list(self.pipe.handle_timeout(now)), now)
 
     # Commands
 
-    def open(self, kind: Kind, handle: int, hops: int = 0, facts: bytes = b"") -> MuxStream:
-        """Open a Stream; see Mux.open."""
-        return self.mux.open(kind, handle, hops=hops, facts=facts)
+    def take_events(self, now: float) -> list[Event]:
+        """What has happened in calls posted since, and was not told yet."""
+        return self._settle(list(self.mux.take_events()), now)
 
     def close(self, code: int, text: str) -> Ended:
         """End the Link: its Streams are reset, CLOSE is the last thing sent. Idempotent."""

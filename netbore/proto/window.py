@@ -5,7 +5,7 @@ Receive windows of Streams and the replay room of the Pipe grow by one rule and 
 
 from __future__ import annotations
 
-from netbore.proto.wire import MIN_RTT_SECONDS
+from netbore.proto.wire import FIRST_WINDOW, LESSER_WINDOW, MIN_RTT_SECONDS, STREAM_WINDOW, WINDOW_MEMORY_SECONDS
 
 
 class Budget:
@@ -35,17 +35,22 @@ class Budget:
     @property
     def used(self) -> float:
         """The share that is out, of whichever enclosing budget is fullest."""
-        share = self.out / self.total
-        return share if self.parent is None else max(share, self.parent.used)
+        return self.share()
+
+    def share(self, more: int = 0) -> float:
+        """What `used` would be with `more` bytes out."""
+        share = (self.out + more) / self.total
+        return share if self.parent is None else max(share, self.parent.share(more))
 
 
 class Growth:
     """The size of one window. It doubles when a full window moved within two round trips.
 
-    `floor` is the size it starts with, already taken from the budget by the caller; what it adds, it takes itself.
+    `size` is what it starts with, already taken from the budget by the caller; what it adds, it takes itself. `full` is the
+    size, if the last `moved` completed a full window in time, else 0.
     """
 
-    __slots__ = ("budget", "limit", "moved_since", "size", "started")
+    __slots__ = ("budget", "full", "limit", "moved_since", "size", "started")
 
     def __init__(self, size: int, limit: int, budget: Budget) -> None:
         self.size = size
@@ -53,19 +58,60 @@ class Growth:
         self.budget = budget
         self.started = 0.0
         self.moved_since = 0
+        self.full = 0
 
-    def moved(self, count: int, now: float, rtt: float | None) -> int:
-        """`count` bytes went through the window. Return by how many bytes it grew, mostly 0."""
+    def moved(self, count: int, now: float, rtt: float | None, since: float | None = None) -> int:
+        """`count` bytes went through the window, from `since` (or now) to now. Return by how many bytes it grew, mostly 0."""
+        self.full = 0
         if self.moved_since == 0:
-            self.started = now
+            self.started = now if since is None else since
         self.moved_since += count
         if self.moved_since < self.size:
             return 0
         self.moved_since = 0
         if rtt is None or now - self.started > 2 * max(rtt, MIN_RTT_SECONDS):
             return 0
+        self.full = self.size
         more = min(self.size, self.limit - self.size)
         if more <= 0 or not self.budget.take(more):
             return 0
         self.size += more
         return more
+
+
+class WindowMemory:
+    """The largest window that was used to the full of late: a new Stream of the Link need not begin at the bottom."""
+
+    __slots__ = ("_at", "_size")
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._at = 0.0
+
+    def note(self, size: int, now: float) -> None:
+        """A window of `size` bytes was used to the full."""
+        if size >= self._size or now - self._at > WINDOW_MEMORY_SECONDS:
+            self._size = size
+            self._at = now
+
+    def offer(self, now: float) -> int:
+        """With how many bytes a new Stream may begin; 0 when nothing is remembered."""
+        return self._size // 2 if now - self._at <= WINDOW_MEMORY_SECONDS else 0
+
+
+def first_window(budget: Budget, offer: int = 0, have: int = 0) -> int:
+    """Choose the size of a new window, and take it from the budget, except for `have` bytes that are taken already.
+
+    `offer` is what the Link's memory proposes. It counts only as long as less than half the budget is out with it, so that one
+    fast Stream does not push every later one down. Return `have` when nothing larger fits.
+    """
+    used = budget.used
+    sizes = [FIRST_WINDOW] if used < 0.5 else []
+    if offer > FIRST_WINDOW and budget.share(offer) < 0.5:
+        sizes.insert(0, offer)
+    if used < 0.75:
+        sizes.append(LESSER_WINDOW)
+    for size in (*sizes, STREAM_WINDOW):
+        if size > have and budget.take(size - have):
+            return size
+    return have

@@ -1,0 +1,489 @@
+"""TCP: the transport, the listener, and dialling.
+
+Theory of operation. Sockets are non-blocking; a connect in progress is a state that ends with the first writable event. A
+socket with nothing watched is not in the Poller's set at all: its error is learnt at the next watch, read or write. `close`
+only forgets the socket; the descriptor is given back at the end of the turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+
+import attrs
+import trio
+
+from netbore.link.base import Owned
+from netbore.link.poller import Parked, Poller
+from netbore.link.transport import Facts, Owner, TransportBroken
+from netbore.link.turn import READABLE, TROUBLE, WRITABLE
+from netbore.proto.stream import Data
+
+log = logging.getLogger("netbore.tcp")
+
+NOTSENT_LOWAT = 32768
+#: Before the next address is tried beside one that has not answered (RFC 8305 section 5).
+STAGGER_SECONDS = 0.25
+BACKLOG = 1024
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+KINDS = {
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timeout",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.EADDRNOTAVAIL: "unreachable",
+}
+ABORT = struct.pack("ii", 1, 0)
+
+
+@attrs.frozen
+class TcpOptions:
+    """Socket options. `user_timeout` is in seconds, None leaves the system's (Links set it)."""
+
+    nodelay: bool = True
+    notsent_lowat: int | None = NOTSENT_LOWAT
+    user_timeout: float | None = None
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set them, as far as the platform knows them."""
+        if self.nodelay:
+            _set_option(sock, "TCP_NODELAY", 1)
+        if self.notsent_lowat is not None:
+            _set_option(sock, "TCP_NOTSENT_LOWAT", self.notsent_lowat)
+        if self.user_timeout is not None:
+            _set_option(sock, "TCP_USER_TIMEOUT", int(self.user_timeout * 1000))
+
+
+def _set_option(sock: socket.socket, name: str, value: int) -> None:
+    # Python 3.11 has no name for TCP_NOTSENT_LOWAT; on Linux it is 25.
+    option = getattr(socket, name, 25 if name == "TCP_NOTSENT_LOWAT" and hasattr(socket, "TCP_USER_TIMEOUT") else None)
+    if option is not None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        except OSError as error:
+            log.debug("%s is not taken here: %s", name, error)
+
+
+def broken(error: OSError) -> TransportBroken:
+    """The seam's error for the system's."""
+    return TransportBroken(KINDS.get(error.errno or 0, "reset"), error.strerror or str(error))
+
+
+def _address(raw: object) -> tuple[str, int] | None:
+    return (str(raw[0]), int(raw[1])) if isinstance(raw, tuple) else None
+
+
+class TcpTransport(Owned):
+    """One TCP connection. Made by `TcpListener`, `TcpTransport.connect` or `connect_tcp`."""
+
+    __slots__ = ("_eof_sent", "_fd", "_listener", "_mask", "_recv", "_send", "_sock")
+
+    def __init__(
+        self, poller: Poller, sock: socket.socket, owner: Owner | None = None, listener: TcpListener | None = None
+    ) -> None:
+        """Take over a non-blocking socket."""
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv = sock.recv
+        self._send = sock.send
+        self._mask = 0
+        self._eof_sent = False
+        self._listener = listener
+        super().__init__(poller, owner)
+        poller.register(self._fd, self)
+
+    @classmethod
+    def connect(
+        cls,
+        poller: Poller,
+        address: tuple[str, int],
+        owner: Owner,
+        *,
+        family: int | None = None,
+        options: TcpOptions | None = None,
+    ) -> TcpTransport:
+        """Begin to connect to a numeric address. `on_open` or `on_failed` follows. Raises OSError when no socket is to be had."""
+        if family is None:
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            (options or TcpOptions()).apply(sock)
+            failure = sock.connect_ex(address)
+            transport = cls(poller, sock, owner)
+        except (OSError, RuntimeError, trio.ClosedResourceError):
+            sock.close()
+            raise
+        if failure == errno.EINPROGRESS:
+            transport._set_mask(WRITABLE)
+        else:
+            poller.post(transport._connected, failure)
+        return transport
+
+    def accepted(self, peer: object) -> None:
+        """The socket is connected already."""
+        self.facts = Facts(peer=_address(peer), local=_address(self._sock.getsockname()))
+        self.opened = True
+
+    def _connected(self, failure: int) -> None:
+        if self.closed:
+            return
+        if failure:
+            return self._fail(broken(OSError(failure, errno.errorcode.get(failure, "connect failed"))))
+        try:
+            self.accepted(self._sock.getpeername())
+        except OSError as error:
+            return self._fail(broken(error))
+        self._set_mask((READABLE if self.want_read else 0) | (WRITABLE if self.want_write else 0))
+        self._announce()
+
+    def on_ready(self, mask: int) -> None:
+        if not self.opened:
+            return self._connected(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        if mask & TROUBLE:
+            mask |= READABLE | WRITABLE
+        if mask & READABLE and self.want_read:
+            self._owner.on_readable()
+        if mask & WRITABLE and self.want_write:
+            self._owner.on_writable()
+
+    @property
+    def draining(self) -> bool:
+        return False
+
+    def try_recv(self, limit: int) -> bytes | None:
+        if not self.opened or self.closed:
+            return None
+        try:
+            return self._recv(limit)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise broken(error) from None
+
+    def try_send(self, data: Data) -> int:
+        if self.closed:
+            return len(data)
+        if not self.opened:
+            return 0
+        try:
+            return self._send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise broken(error) from None
+
+    def send_eof(self) -> None:
+        if self.opened and not self.closed and not self._eof_sent:
+            self._eof_sent = True
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                log.debug("the connection was gone before its end: %s", error)
+
+    def watch(self, readable: bool, writable: bool) -> None:
+        if self.closed:
+            return
+        self.want_read, self.want_write = readable, writable
+        if self.opened:
+            self._set_mask((READABLE if readable else 0) | (WRITABLE if writable else 0))
+
+    def _set_mask(self, mask: int) -> None:
+        if mask != self._mask:
+            self._poller.interest(self._fd, self._mask, mask)
+            self._mask = mask
+
+    def unsent(self) -> bool | None:
+        """Whether the kernel still has bytes that the peer did not acknowledge; None where it does not say."""
+        return _unsent(self._fd) if not self.closed else False
+
+    def close(self, abort: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.want_read = self.want_write = False
+        self._poller.unregister(self._fd, self._mask)
+        self._mask = 0
+        if abort:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+            except OSError as error:
+                log.debug("no abort: %s", error)
+        self._poller.close_later(self._sock.close)
+        self._poller.let_go(self)
+        if self._listener is not None:
+            self._listener.one_gone()
+
+    def audit(self) -> str | None:
+        wanted = (READABLE if self.want_read else 0) | (WRITABLE if self.want_write else 0)
+        if self.opened and wanted != self._mask:
+            return f"a TCP transport waits for {wanted} but is registered for {self._mask}"
+        return None
+
+
+def _unsent(descriptor: int) -> bool | None:
+    try:
+        import fcntl  # noqa: PLC0415 - POSIX only
+        import termios  # noqa: PLC0415
+
+        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
+    except (ImportError, OSError):
+        return None
+    return bool(struct.unpack("i", answer)[0])
+
+
+class TcpListener:
+    """Accepts connections and hands each to `on_accept(transport)`, who gives it an owner."""
+
+    __slots__ = ("_in_set", "_limit", "_local_options", "_on_accept", "_open", "_options", "_poller", "_sock", "_told", "closed")
+
+    def __init__(
+        self, poller: Poller, sock: socket.socket, on_accept: Callable[[TcpTransport], None], options: TcpOptions, limit: int
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._on_accept = on_accept
+        self._options = options
+        self._limit = limit
+        self._open = 0
+        self._in_set = False
+        self._told = False
+        self.closed = False
+        poller.hold(self)
+        poller.register(sock.fileno(), self)
+        self._listen(True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, with the real port."""
+        return _address(self._sock.getsockname()) or ("", 0)
+
+    @property
+    def sock(self) -> socket.socket:
+        """The listening socket, for handing over to another process."""
+        return self._sock
+
+    def _listen(self, on: bool) -> None:
+        if on != self._in_set and not self.closed:
+            self._poller.interest(self._sock.fileno(), READABLE * self._in_set, READABLE * on)
+            self._in_set = on
+
+    def on_ready(self, mask: int) -> None:
+        while self._in_set and self._poller.take_accept():
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        try:
+            sock, peer = self._sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # Anything else is the fault of one connection that went away before it was taken.
+            if error.errno in EXHAUSTED:
+                self._exhausted(error)
+            return error.errno not in EXHAUSTED
+        self._told = False
+        self._hand_over(sock, peer)
+        return True
+
+    def _hand_over(self, sock: socket.socket, peer: object) -> None:
+        try:
+            sock.setblocking(False)
+            self._options.apply(sock)
+            transport = TcpTransport(self._poller, sock, listener=self)
+            transport.accepted(peer)
+        except OSError as error:
+            log.debug("a connection went away while it was accepted: %s", error)
+            sock.close()
+            return
+        self._poller.counters.accepted += 1
+        self._open += 1
+        if self._open >= self._limit:
+            self._listen(False)
+        try:
+            self._on_accept(transport)
+        except Exception as error:
+            log.error("a new connection could not be served", exc_info=error)
+            self._poller.counters.crashes += 1
+            transport.close(abort=True)
+
+    def _exhausted(self, error: OSError) -> None:
+        self._poller.counters.accept_exhausted += 1
+        if not self._told:
+            self._told = True
+            log.warning("cannot accept connections: %s; trying again every %s s", error, self._poller.limits.accept_pause_seconds)
+        self._listen(False)
+        self._poller.call_at(self._poller.now + self._poller.limits.accept_pause_seconds, self._try_again)
+
+    def _try_again(self) -> None:
+        if self._open < self._limit:
+            self._listen(True)
+
+    def one_gone(self) -> None:
+        """A connection that was accepted here has been closed."""
+        self._open -= 1
+        if self._open == self._limit - 1:
+            self._listen(True)
+
+    def close(self, abort: bool = False) -> None:
+        """Accept no more. Connections that were accepted live on. Idempotent."""
+        if not self.closed:
+            self._poller.unregister(self._sock.fileno(), READABLE * self._in_set)
+            self.closed, self._in_set = True, False
+            self._poller.close_later(self._sock.close)
+            self._poller.let_go(self)
+
+    def audit(self) -> str | None:
+        return None
+
+
+def listen(
+    poller: Poller,
+    host: str,
+    port: int,
+    on_accept: Callable[[TcpTransport], None],
+    *,
+    options: TcpOptions | None = None,
+    limit: int | None = None,
+    sock: socket.socket | None = None,
+) -> TcpListener:
+    """Listen on a numeric address; port 0 takes a free one. `sock`, when given, is bound and listening already.
+
+    `limit` connections may be open at once (PollerLimits.viewers), more wait in the kernel. Raises OSError.
+    """
+    if sock is None:
+        sock = _bound(host, port)
+    sock.setblocking(False)
+    try:
+        return TcpListener(poller, sock, on_accept, options or TcpOptions(), poller.limits.viewers if limit is None else limit)
+    except (RuntimeError, trio.ClosedResourceError):
+        sock.close()
+        raise
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _Race:
+    """Connection attempts under way; the first that opens wins and the others are closed."""
+
+    def __init__(self, poller: Poller, owner: Owner | None) -> None:
+        self.owner = owner
+        self.parked: Parked[None] = poller.park()
+        self.running: list[TcpTransport] = []
+        self.winner: TcpTransport | None = None
+        self.errors: list[TransportBroken] = []
+
+    def opened(self, transport: TcpTransport) -> None:
+        if self.winner is None:
+            self.winner = transport
+            self.running.remove(transport)
+            self.stop()
+            self.parked.wake()
+
+    def failed(self, transport: TcpTransport, error: TransportBroken) -> None:
+        self.errors.append(error)
+        if transport in self.running:
+            self.running.remove(transport)
+        self.parked.wake()
+
+    def stop(self) -> None:
+        for transport in self.running:
+            transport.close(abort=True)
+        self.running.clear()
+
+
+class _Attempt:
+    """Owner of one attempt, until it opens."""
+
+    def __init__(self, race: _Race) -> None:
+        self._race = race
+        self.transport: TcpTransport | None = None
+
+    def on_open(self) -> None:
+        if self.transport is not None:
+            self._race.opened(self.transport)
+
+    def on_failed(self, error: TransportBroken) -> None:
+        if self.transport is not None:
+            self._race.failed(self.transport, error)
+
+    def on_readable(self) -> None: ...
+
+    def on_writable(self) -> None: ...
+
+
+async def connect_tcp(
+    poller: Poller, host: str, port: int, owner: Owner | None = None, *, options: TcpOptions | None = None
+) -> TcpTransport:
+    """Resolve `host`, try its addresses in order, a quarter of a second apart, and return the first transport that opens.
+
+    `owner.on_open` is posted; without an owner it waits for whoever is set as the transport's `owner`. Raises TransportBroken when
+    no address can be reached. A checkpoint; cancelling leaves nothing open.
+    """
+    addresses = await resolve(host, port)
+    race = _Race(poller, owner)
+    try:
+        for family, address in addresses:
+            _begin(poller, race, family, address, options)
+            with trio.move_on_after(STAGGER_SECONDS):
+                await race.parked.wait()
+            if race.winner is not None:
+                break
+        while race.winner is None and race.running:
+            await race.parked.wait()
+    except BaseException:
+        if race.winner is not None:
+            race.winner.close(abort=True)
+        raise
+    finally:
+        race.stop()
+    if race.winner is None:
+        raise race.errors[0] if race.errors else TransportBroken("unreachable", f"{host} has no address")
+    race.winner.give_to(owner)
+    return race.winner
+
+
+def _begin(poller: Poller, race: _Race, family: int, address: tuple[str, int], options: TcpOptions | None) -> None:
+    attempt = _Attempt(race)
+    try:
+        attempt.transport = TcpTransport.connect(poller, address, attempt, family=family, options=options)
+    except OSError as error:
+        race.errors.append(broken(error))
+        race.parked.wake()
+    else:
+        race.running.append(attempt.transport)
+
+
+def is_localhost(host: str) -> bool:
+    """Whether the name means this machine whatever the resolver says (RFC 6761 section 6.3)."""
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
+async def resolve(host: str, port: int) -> Sequence[tuple[int, tuple[str, int]]]:
+    """The (family, address) pairs of a name, best first. TransportBroken("unreachable") for an unknown name."""
+    if is_localhost(host):
+        await trio.lowlevel.checkpoint()
+        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TransportBroken("unreachable", f"{host}: {error.strerror or error}") from None
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]  # type: ignore[misc]  # scoped IPv6 addresses are longer
