@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -14,14 +16,30 @@ settings.register_profile(
 )
 settings.load_profile("netbore")
 
-SECONDS = 20
+#: How long a test may take, as Trio sees time; `@pytest.mark.seconds(n)` says otherwise.
+SECONDS = 20.0
 
 
-@pytest.fixture
-async def deadline() -> AsyncIterator[None]:
-    """Fail a test that takes longer than any of ours should, as Trio sees time."""
-    with trio.fail_after(SECONDS):
-        yield
+def limited(test: Callable[..., Coroutine[Any, Any, None]], seconds: float) -> Callable[..., Coroutine[Any, Any, None]]:
+    """`test`, ended by TooSlowError in place of a hang."""
+
+    @wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        with trio.fail_after(seconds):
+            await test(*args, **kwargs)
+
+    return run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "seconds(n): how long the test may take, on its own clock")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("seconds")
+            item.obj = limited(item.obj, marker.args[0] if marker else SECONDS)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
-import pytest
 import trio
 
 from netbore.edge.front import Front
@@ -14,8 +13,6 @@ from netbore.edge.routes import Route, RouteTable
 from netbore.edge.targets import HostTarget, tcp_opener
 from netbore.link.poller import Poller, open_poller
 from netbore.link.tcp import listen
-
-pytestmark = pytest.mark.usefixtures("deadline")
 
 
 @attrs.define

@@ -68,7 +68,7 @@ class Recorder:
         self.eof = False
         self.failed: TransportBroken | None = None
         self.broken: TransportBroken | None = None
-        self.unsent = b""
+        self.unsent: bytes | memoryview = b""
         self._reading = read
         transport.owner = self
         transport.watch(read, False)
@@ -103,7 +103,7 @@ class Recorder:
         self.transport.watch(on, bool(self.unsent))
 
     def send(self, data: bytes) -> None:
-        self.unsent += data
+        self.unsent = memoryview(bytes(self.unsent) + data)
         self.push()
 
     def push(self) -> None:

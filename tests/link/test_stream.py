@@ -20,8 +20,6 @@ from netbore.proto.wire import Code, Kind
 
 from .quiet import Quiet
 
-pytestmark = pytest.mark.usefixtures("deadline")
-
 
 @asynccontextmanager
 async def linked() -> AsyncIterator[tuple[Poller, Link, Link]]:

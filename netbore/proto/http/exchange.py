@@ -182,9 +182,9 @@ class Exchange:
     def flush_request(self) -> None:
         """Offer to the Host what was sent since; called once after a batch of slices, and when the Host takes more."""
         if self.host is not None:
-            left = self.host.flush()
+            # A body that is sent again was partly consumed the first time.
+            left = min(self.host.flush(), self._owed)
             if left:
-                left = min(left, self._owed)
                 self._owed -= left
                 self.viewer.consumed(left)
         if self.response_ended:

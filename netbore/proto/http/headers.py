@@ -132,13 +132,10 @@ def to_host(head: RequestHead, forwarding: Forwarding, *, host: bytes | None = N
     """
     fields = head.fields
     original = fields.get(b"host", head.authority)
-    ended = HOP_BY_HOP | REPLACED | {b"host"}
+    ended, prefixes = _ENDED[forwarding.trusted]
     if head.connection:
         ended |= head.connection - END_TO_END
-    if not forwarding.trusted:
-        ended |= VOUCHED
     headers = [(b"Host", original if host is None else host)]
-    prefixes = PRIVATE_PREFIX if forwarding.trusted else (PRIVATE_PREFIX, VOUCHED_PREFIX)
     headers += _without(head.headers, fields, ended, prefixes)
     headers += _statements(head, forwarding, original)
     headers += _connection_fields(head)
@@ -147,8 +144,15 @@ def to_host(head: RequestHead, forwarding: Forwarding, *, host: bytes | None = N
     return RequestHead(head.method, head.target, 1, tuple(headers), authority=head.authority, framing=head.framing)
 
 
+#: Names and prefixes that a request loses, by whether its sender is trusted.
+_ENDED: Final = (
+    (HOP_BY_HOP | REPLACED | VOUCHED | {b"host"}, (PRIVATE_PREFIX, VOUCHED_PREFIX)),
+    (HOP_BY_HOP | REPLACED | {b"host"}, (PRIVATE_PREFIX,)),
+)
+
+
 def _without(
-    headers: Headers, fields: dict[bytes, bytes], ended: frozenset[bytes], prefixes: bytes | tuple[bytes, ...]
+    headers: Headers, fields: dict[bytes, bytes], ended: frozenset[bytes], prefixes: tuple[bytes, ...]
 ) -> list[tuple[bytes, bytes]]:
     names = fields if len(fields) == len(headers) else [name.lower() for name, _ in headers]
     return [pair for name, pair in zip(names, headers, strict=True) if name not in ended and not name.startswith(prefixes)]
@@ -201,7 +205,7 @@ def to_viewer(head: ResponseHead, *, apex: bytes) -> ResponseHead:
     """
     fields = head.fields
     ended = HOST_DROPPED if not head.connection else HOST_DROPPED | (head.connection - END_TO_END)
-    headers = _without(head.headers, fields, ended, PRIVATE_PREFIX)
+    headers = _without(head.headers, fields, ended, (PRIVATE_PREFIX,))
     if b"set-cookie" in fields:
         headers = [pair for pair in headers if pair[0].lower() != b"set-cookie" or not _is_shared(pair[1], apex)]
     if head.status == 101:

@@ -136,12 +136,11 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "request_", "response", "at_host", "at_viewer", "stays", "pooled"), EXAMPLES)
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example[0] for example in EXAMPLES])
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
-def test_examples(
-    name: str, request_: bytes, response: bytes, at_host: bytes, at_viewer: bytes, stays: bool, pooled: bool, step: int
-) -> None:
+def test_examples(example: tuple[str, bytes, bytes, bytes, bytes, bool, bool], step: int) -> None:
     """Each example byte for byte, whole and in small steps."""
+    _, request_, response, at_host, at_viewer, stays, pooled = example
     world = World()
     for at in range(0, len(request_), step):
         world.stream.feed(request_[at : at + step])
