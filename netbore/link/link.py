@@ -268,7 +268,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         """The session has ended: say so, once, and let go of the transport."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            last = self._unsent or self.session.data_to_send(FLUSH, self._poller.now)
+            last = b"".join((self._unsent, self.session.data_to_send(FLUSH, self._poller.now)))
             with suppress(TransportBroken):
                 transport.try_send(last)
             transport.close()

@@ -164,6 +164,8 @@ class Poller:
     def _step(self, always: bool = False) -> bool:
         """One turn with what is ready now; none, and False, when nothing is and none is wanted `always`."""
         turn, limit = self._turn, self.limits.events
+        if turn.closed:
+            return False
         now = turn.clock()
         ready = self._driver.poll(limit)
         if not (ready or always or turn.pending):
@@ -184,8 +186,6 @@ class Poller:
                     return
                 self._waiting = False
             for _ in range(self.limits.polls):
-                if self._turn.closed:
-                    return
                 if not self._step():
                     break
 
@@ -238,7 +238,10 @@ class Poller:
                 self._turn.crashed(getattr(ending, "__self__", ending), error)
         self._turn.run((), self._turn.clock(), everything=False)
         for resource in list(self._resources):
-            resource.close()
+            try:
+                resource.close()
+            except Exception as error:
+                log.error("%s could not be closed", type(resource).__name__, exc_info=error)
         self._turn.closed = True
         for parked in list(self._parked):
             parked.fail(trio.ClosedResourceError("the Poller has ended"))

@@ -170,8 +170,8 @@ class FrameReader:
             length = word & 0xFFFFFF
             stream = find(stream_id)
             if stream is None or word >> 24 != _DATA or stream.direct is None or not 0 < length <= stream.credit_out:
-                self._begin(word >> 24, length, stream_id)
-                at = self._go_on(view, at) if self._left else self._short(view, at, length)
+                flows = self._begin(word >> 24, length, stream_id)
+                at = self._go_on(view, at) if flows else self._short(view, at, length)
                 continue
             if length > MAX_DATA:
                 raise RemoteProtocolError(Code.PROTOCOL_ERROR, "DATA too long")
@@ -193,8 +193,8 @@ class FrameReader:
         if at < end:
             self._rest += view[at:]
 
-    def _begin(self, kind: int, length: int, stream_id: int) -> None:
-        """A header has come. Leaves `_left` above 0 when the payload is not to be collected."""
+    def _begin(self, kind: int, length: int, stream_id: int) -> bool:
+        """A header has come. Whether the payload goes on as it comes; otherwise the frame is to be collected."""
         low, high = _LENGTHS.get(kind, (0, MAX_SKIPPED if kind & SKIPPABLE else -1))
         if not low <= length <= high:
             raise RemoteProtocolError(Code.PROTOCOL_ERROR, f"frame type {kind:#04x} of {length} bytes")
@@ -206,6 +206,7 @@ class FrameReader:
             self.on_frame(kind, stream_id, b"")
             self._taker = None
             self._left = length
+        return self._left > 0
 
     def _short(self, view: memoryview, at: int, length: int) -> int:
         """The payload of a short frame, whose header lies just before `at`: hand it over, or keep what there is."""
@@ -242,8 +243,7 @@ class FrameReader:
             if len(rest) < _HEADER:
                 return at
             word, stream_id = FRAME_HEADER.unpack_from(rest)
-            self._begin(word >> 24, word & 0xFFFFFF, stream_id)
-            if self._left:
+            if self._begin(word >> 24, word & 0xFFFFFF, stream_id):
                 rest.clear()
                 return self._go_on(view, at)
         word, _ = FRAME_HEADER.unpack_from(rest)

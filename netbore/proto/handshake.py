@@ -25,7 +25,6 @@ from netbore.proto.wire import (
     MAX_ID,
     MAX_OFFSET,
     MAX_STREAMS_OPEN,
-    SKIPPABLE,
     STREAM_WINDOW,
     Code,
     Record,
@@ -281,11 +280,10 @@ def encode(message: Message) -> bytes:
     return encode_record(message.record, json.dumps(message.to_json(), separators=(",", ":")).encode())
 
 
-def decode(record: int, payload: bytes) -> Message:
+def decode(record: Record, payload: bytes) -> Message:
     """The message that a handshake record says. Raises RemoteProtocolError."""
-    kind = Record(record)
-    members = parse_object(payload, kind.name)
-    message: Message = MESSAGES[kind].read(_Reader(kind.name, members))
+    members = parse_object(payload, record.name)
+    message: Message = MESSAGES[record].read(_Reader(record.name, members))
     return message
 
 
@@ -333,15 +331,10 @@ class Handshake:
 
     def receive_data(self, data: Data) -> Message | None:
         """Take bytes (or b"" to look at what is left), return the next message or None when it is not whole yet."""
-        self.decoder.feed(data)
-        while (record := self.decoder.next()) is not None:
-            kind, payload = record
-            if kind & SKIPPABLE:
-                continue
-            if kind not in self._hears:
-                raise RemoteProtocolError(Code.PROTOCOL_ERROR, f"a record of type {kind:#04x} in a handshake")
-            self._taken += 1
-            if self._taken > HANDSHAKE_RECORDS:
-                raise RemoteProtocolError(Code.LIMIT_EXCEEDED, f"more than {HANDSHAKE_RECORDS} handshake records")
-            return decode(kind, bytes(payload))
-        return None
+        record = self.decoder.receive_one(data, self._hears)
+        if record is None:
+            return None
+        self._taken += 1
+        if self._taken > HANDSHAKE_RECORDS:
+            raise RemoteProtocolError(Code.LIMIT_EXCEEDED, f"more than {HANDSHAKE_RECORDS} handshake records")
+        return decode(*record)

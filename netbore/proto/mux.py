@@ -28,10 +28,8 @@ from netbore.proto.events import (
     Event,
     Failed,
     GoAway,
-    MessageReceived,
     Move,
     OpenAllowed,
-    PeerClosing,
     SinkFailed,
     StreamOpened,
 )
@@ -43,9 +41,9 @@ from netbore.proto.frames import (
     encode_message,
     encode_move,
     encode_open,
-    parse_object,
 )
 from netbore.proto.handshake import Limits
+from netbore.proto.mux_control import ControlSink
 from netbore.proto.mux_stream import MuxStream
 from netbore.proto.rate import Allowance
 from netbore.proto.scheduler import Scheduler
@@ -56,7 +54,6 @@ from netbore.proto.wire import (
     CONTROL_WINDOW,
     MAX_CREDIT,
     MAX_ID,
-    MAX_MESSAGE,
     MAX_WINDOW,
     RESET_BODY,
     U16,
@@ -86,43 +83,6 @@ class Refusal(Enum):
     IDS = "the Link has used up its Stream ids"
     GOAWAY = "the peer accepts no more Streams"
     CLOSED = "the Link has ended"
-
-
-class _ControlSink:
-    """Reads the control stream: JSON objects, one a line."""
-
-    def __init__(self, mux: Mux) -> None:
-        self._mux = mux
-        self._line = bytearray()
-
-    def on_data(self, data: Data) -> None:
-        self._mux.control.consumed(len(data))
-        *lines, rest = bytes(data).split(b"\n")
-        for line in lines:
-            self._line += line
-            self._check()
-            self._mux.happened(MessageReceived(parse_object(self._line)))
-            self._line.clear()
-        self._line += rest
-        self._check()
-
-    def _check(self) -> None:
-        if len(self._line) > MAX_MESSAGE:
-            raise RemoteProtocolError(Code.LIMIT_EXCEEDED, "control message too long")
-
-    def on_eof(self) -> None:
-        if self._line:
-            raise RemoteProtocolError(Code.PROTOCOL_ERROR, "control stream ended within a message")
-        self._mux.happened(PeerClosing())
-
-    def on_writable(self) -> None:
-        """Messages are queued without asking."""
-
-    def on_stop(self, code: int) -> None:
-        """Cannot come: it is refused as a frame."""
-
-    def on_reset(self, code: int, delivered: int = 0) -> None:
-        """The Mux was closed."""
 
 
 class Mux:
@@ -179,7 +139,7 @@ class Mux:
 
         self.scheduler = Scheduler(self)
         self.control = MuxStream(self, Growth(CONTROL_WINDOW, CONTROL_WINDOW, budget), CONTROL_WINDOW)
-        self.control.sink = _ControlSink(self)
+        self.control.sink = ControlSink(self)
         self.scheduler.control = self.control
         self._streams: dict[int, MuxStream] = {0: self.control}
         self._unopened: dict[MuxStream, None] = {}
@@ -543,6 +503,9 @@ class Mux:
         for stream in live:
             coming = self._reader.under_way[1] if self._reader.under_way[0] is stream else 0
             wrong += [f"Stream {stream.id}: {text}" for text in stream.audit(coming)]
+        wrong += [
+            f"Stream {stream.id}: ended, but not forgotten" for stream in live if stream.over and stream is not self.control
+        ]
         held = self._reserve + sum(stream.held for stream in {*live, *self._lingering})
         if self._out != held:
             wrong.append(f"{self._out} bytes of the budget are out, Streams and reserve hold {held}")

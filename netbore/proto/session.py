@@ -16,6 +16,7 @@ from netbore.proto import events, pipe
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Mux, Role
 from netbore.proto.pipe import Pipe, PipeState
+from netbore.proto.rate import Allowance
 from netbore.proto.records import RecordDecoder
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
@@ -49,8 +50,15 @@ class Session:
         max_id: int = MAX_ID,
     ) -> None:
         self.budget = budget if budget is not None else Budget(LINK_BUDGET)
-        self.mux = Mux(role, ours, theirs, budget=self.budget, post=post, on_output=on_output, max_id=max_id)
-        self.pipe = Pipe(pull=self.mux.data_to_send, deliver=self._deliver, budget=self.budget, on_output=on_output)
+        minor = Allowance()
+        self.mux = Mux(role, ours, theirs, budget=self.budget, post=post, on_output=on_output, max_id=max_id, minor=minor)
+        self.pipe = Pipe(
+            pull=self.mux.data_to_send,
+            deliver=self._deliver,
+            budget=self.budget,
+            on_output=on_output,
+            allowance=minor,
+        )
         self._delivered: list[Any] = []
         self.ended: Ended | None = None
 

@@ -12,10 +12,11 @@ import trio
 import trio.testing
 import trustme
 
+from netbore.link.dial import connect_tcp
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Poller, PollerLimits, open_poller
 from netbore.link.simulated import Conditions, Network
-from netbore.link.tcp import TcpTransport, connect_tcp, listen
+from netbore.link.tcp import TcpTransport, listen
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
 

@@ -13,10 +13,11 @@ import pytest
 import trio
 import trio.testing
 
+from netbore.link.dial import connect_tcp
 from netbore.link.drivers import HAS_EPOLL
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Parked, Poller, PollerLimits, open_poller
-from netbore.link.tcp import TcpTransport, connect_tcp, listen
+from netbore.link.tcp import TcpTransport, listen
 from netbore.link.turn import Turn
 from tests.link.support import Recorder, poller_for, run, tcp_pair, until
 
@@ -594,3 +595,44 @@ def test_audit_names_a_lost_wake_up() -> None:
             far.close()
 
     run("memory", scenario)
+
+
+def test_a_poller_that_is_closed_from_one_of_its_turns_ends_quietly() -> None:
+    async def scenario() -> None:
+        for kind in DRIVERS:
+            async with open_poller(kind) as poller:
+                done: list[bool] = []
+
+                def end(poller: Poller = poller, done: list[bool] = done) -> None:
+                    done.append(True)
+                    trio.lowlevel.current_trio_token().run_sync_soon(poller.close)
+
+                poller.post(end)
+                await until(lambda done=done: done)  # type: ignore[misc]
+                for _ in range(10):
+                    await trio.lowlevel.checkpoint()
+
+    run("tcp", scenario)
+
+
+def test_a_timer_that_is_due_with_the_ready_list_never_empty_still_fires() -> None:
+    async def scenario() -> None:
+        async with open_poller() as poller:
+            near, far = memory_pair(poller)
+            Recorder(near)
+            busy = Recorder(far)
+            await until(lambda: busy.opened)
+
+            class Restless:
+                def on_ready(self, mask: int) -> None:
+                    if not fired:
+                        poller.make_ready(self)
+
+            fired: list[bool] = []
+            poller.call_at(trio.current_time(), lambda: fired.append(True))
+            poller.make_ready(Restless())
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert fired
+
+    run("tcp", scenario)

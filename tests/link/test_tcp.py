@@ -7,8 +7,9 @@ import socket
 import pytest
 import trio
 
+from netbore.link.dial import connect_tcp, is_localhost
 from netbore.link.poller import Poller
-from netbore.link.tcp import TcpOptions, TcpTransport, connect_tcp, is_localhost, listen
+from netbore.link.tcp import TcpOptions, TcpTransport, listen
 from netbore.link.transport import TransportBroken
 from tests.link.support import Recorder, poller_for, run, tcp_pair, until
 

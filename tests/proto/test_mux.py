@@ -24,6 +24,7 @@ from netbore.proto.handshake import Limits
 from netbore.proto.mux import STARVED_SECONDS, Mux, Refusal, Role
 from netbore.proto.mux_stream import QUEUE_LOW
 from netbore.proto.rate import Allowance
+from netbore.proto.scheduler import _cut
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
 from netbore.proto.wire import (
@@ -525,6 +526,14 @@ def test_any_limit_makes_progress_and_is_kept() -> None:
     assert pair.dialler.flush(0) == b""
 
 
+def test_parts_are_cut_wherever_the_limit_falls() -> None:
+    for limit in range(7):
+        parts: list[Data] = [b"abc", b"def"]
+        rest = _cut(parts, limit)
+        assert (b"".join(parts), b"".join(rest)) == (b"abcdef"[:limit], b"abcdef"[limit:])
+        assert all(map(len, [*parts, *rest]))
+
+
 def test_a_scrap_waits_for_the_next_call() -> None:
     pair = Pair()
     stream, _, _, _ = pair.opened()
@@ -757,6 +766,15 @@ def test_a_stop_drops_what_is_queued_and_sends_fin_at_once() -> None:
     side.receive(frames.encode_stop(1, 0))
     assert cut(side.flush()) == [(Frame.FIN, 1, 0)]
     side.receive(frames.encode_stop(1, 9))
+    side.run()
+    assert side.sinks[1].calls == [("stop", 0)]
+
+
+def test_a_stop_takes_the_place_of_room() -> None:
+    side = accepting()
+    side.sinks[1].stream.send_nowait(bytes(STREAM_QUEUE))
+    side.flush(10**6)
+    side.receive(frames.encode_stop(1, 0))
     side.run()
     assert side.sinks[1].calls == [("stop", 0)]
 

@@ -254,7 +254,8 @@ class Peer:
         while (end := self.end) is not None and end.decoder is None and end.room > 0 and core.has_output:
             limit = self.network.random.randint(8192, FLUSH)
             data = core.data_to_send(limit, self.network.now)
-            assert 0 < len(data) <= limit, "output that does not come out"
+            assert len(data) <= limit
+            assert data or not core.has_output, "output that does not come out"
             end.send(data)
         assert core.audit() == []
         deadline = core.next_deadline()

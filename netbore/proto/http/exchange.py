@@ -199,15 +199,14 @@ class Exchange:
 
     def viewer_lost(self) -> None:
         """Nobody waits for the response."""
-        if not self.done:
-            self._drop_host(Code.CANCELLED)
-            self._over(Input.ABORT)
+        self._drop_host(Code.CANCELLED)
+        self._over(Input.ABORT)
 
     def response_stopped(self, code: int) -> None:
         """After an upgrade, the Viewer reads no more."""
+        assert self.host is not None
         self.response_ended = True
-        if self.host is not None:
-            self.host.stop_reading(code)
+        self.host.stop_reading(code)
         self._settle()
 
     def spent(self) -> None:

@@ -43,9 +43,7 @@ class Outbox:
         self.cost += len(data)
 
     def flush(self, stream: Stream) -> int:
-        """Offer what is here, and return how many bytes of the source may be told as consumed now."""
-        if not self.size:
-            return 0
+        """Offer what is here, at least one byte; return how many bytes of the source may be told as consumed now."""
         if not (self.waiting or self.tail) and self.size <= JOIN_MOST:
             fresh = self.fresh
             data = fresh[0] if len(fresh) == 1 else b"".join(fresh)

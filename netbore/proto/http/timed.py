@@ -35,11 +35,10 @@ class Timed:
             self._left = inf
 
     def _freeze(self) -> None:
-        if self._left is None:
-            self._left = self.deadline - self.clock()
-            self.deadline = inf
+        self._left = self.deadline - self.clock()
+        self.deadline = inf
 
     def _thaw(self, now: float) -> None:
-        if self._left is not None:
-            self.deadline = now + self._left
-            self._left = None
+        assert self._left is not None
+        self.deadline = now + self._left
+        self._left = None

@@ -199,8 +199,6 @@ class ViewerConnection(Timed):
     def finish(self) -> None:
         """The Exchange is over, and the response whole."""
         exchange, self.exchange = self.exchange, None
-        if self.closed:
-            return
         assert exchange is not None
         if not exchange.request_ended:
             self._closing = self._broken = True
@@ -231,10 +229,13 @@ class ViewerConnection(Timed):
 
     def close(self) -> None:
         """End at once: an idle connection cleanly, a response visibly."""
-        if self.exchange is not None:
+        if self.exchange is None:
+            if not self.closed:
+                self._close()
+        elif self.exchange.done:
+            self._closing = True
+        else:
             self.exchange.abort()
-        elif not self.closed:
-            self._close()
 
     def on_deadline(self, now: float) -> None:
         """The deadline has passed at `now`."""
@@ -258,10 +259,9 @@ class ViewerConnection(Timed):
         if self.closed or self._broken:
             return
         exchange = self.exchange
-        if self._opaque:
-            if exchange is not None:
-                exchange.request_data(data)
-                exchange.flush_request()
+        if self._opaque and exchange is not None:
+            exchange.request_data(data)
+            exchange.flush_request()
             return
         self._held += len(data)
         self._run(data)
@@ -483,9 +483,8 @@ class ViewerConnection(Timed):
             exchange.viewer_lost()
 
     def _gone(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.outbox.clear()
-            self._wait_for_nothing()
-            if self._on_closed is not None:
-                self._on_closed(self)
+        self.closed = True
+        self.outbox.clear()
+        self._wait_for_nothing()
+        if self._on_closed is not None:
+            self._on_closed(self)

@@ -60,6 +60,8 @@ def test_stop_of_a_closed_connection() -> None:
     world.hosts[0].close()
     world.hosts[0].close()
     world.hosts[0].on_stop(Code.CANCELLED)
+    world.hosts[0].on_eof()
+    world.hosts[0].on_data(b"x")
     world.hosts[0].unused()
     assert world.closed == world.hosts
     assert not world.idle
@@ -127,6 +129,17 @@ def test_closing_a_busy_connection_loses_it() -> None:
     world.hosts[0].close()
     assert world.host.reset_code == Code.CANCELLED
     assert head_of(world.stream.got())[1][b"netbore-error"] == b"bad_gateway"
+
+
+def test_idle_connection_hears_of_room_and_of_its_link() -> None:
+    world = served()
+    world.host.take(1)
+    host = world.hosts[0]
+    host.freeze()
+    assert host.frozen
+    host.thaw(world.loop.now)
+    assert host.deadline == float("inf")
+    assert world.idle == world.hosts
 
 
 # --- deadlines ---

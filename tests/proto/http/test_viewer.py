@@ -6,8 +6,9 @@ import pytest
 
 from netbore.proto.http.pages import PROBLEMS
 from netbore.proto.http.sides import ExchangeLimits
+from netbore.proto.http.viewer import ViewerConnection
 from netbore.proto.wire import Code
-from tests.proto.http.harness import World, head_of
+from tests.proto.http.harness import Loop, MemoryStream, World, head_of
 
 GET = b"GET /a HTTP/1.1\r\nHost: a.tunnel.test\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nContent-Length: %d\r\n\r\n"
@@ -227,6 +228,52 @@ def test_abort_inside_the_handler() -> None:
     world.stream.feed(GET + GET)
     assert world.stream.reset_code == Code.CANCELLED
     assert world.viewers_closed == [world.viewer]
+
+
+def test_close_when_the_answer_is_out() -> None:
+    world = World(forward=False)
+    world.stream.feed(GET + GET)
+    exchange = world.exchanges[0]
+    exchange.on_done = lambda _: world.viewer.close()
+    exchange.refuse(PROBLEMS["no_such_tunnel"])
+    assert world.stream.got().count(b"HTTP/1.1 404") == 1
+    assert world.stream.eof_sent
+    assert len(world.exchanges) == 1
+
+
+def test_input_behind_a_spent_request_is_dropped() -> None:
+    world = World()
+    world.stream.feed(CHUNKED)
+    world.host.feed(OK)
+    world.stream.feed(b"10001\r\n" + bytes(65537) + b"\r\n1\r\na\r\n0\r\n\r\n" + GET)
+    assert world.stream.eof_sent
+    assert world.host.reset_code == Code.CANCELLED
+    assert len(world.exchanges) == 1
+
+
+def test_nobody_hears_of_the_end() -> None:
+    loop = Loop()
+    stream = MemoryStream(loop)
+    viewer = ViewerConnection(stream, lambda exchange: exchange.abort(), loop.clock)
+    stream.feed(GET)
+    assert viewer.closed
+    assert stream.reset_code == Code.CANCELLED
+
+
+def test_frozen_by_the_front() -> None:
+    """A held Viewer is neither read nor late."""
+    world = World(forward=False)
+    world.stream.feed(POST % 3 + b"a")
+    world.viewer.freeze()
+    world.viewer.freeze()
+    world.sweep(100)
+    world.stream.feed(b"b")
+    assert world.stream.unconsumed == 1
+    world.viewer.thaw(world.loop.now)
+    world.viewer.thaw(world.loop.now)
+    world.loop.run()
+    assert world.stream.unconsumed == 2
+    assert not world.done
 
 
 # --- deadlines ---
