@@ -268,6 +268,17 @@ def test_the_acceptor_tops_up_at_once() -> None:
     assert side.flush() == frames.encode_window(1, FIRST_WINDOW - STREAM_WINDOW)
 
 
+def test_windows_wait_for_room_one_by_one() -> None:
+    side = Side(Role.ACCEPTOR, SMALL, SMALL)
+    side.receive(peer_open(1) + peer_open(3) + peer_open(5))
+    side.sinks[5].stream.stop()
+    assert cut(side.flush(12)) == [(Frame.WINDOW, 1, 4)]
+    side.audit()
+    assert cut(side.flush(12)) == [(Frame.WINDOW, 3, 4)]
+    assert cut(side.flush(12)) == [(Frame.STOP, 5, 2)]
+    assert not side.mux.has_output
+
+
 def test_an_acceptor_without_budget_gives_what_it_reserved() -> None:
     side = Side(Role.ACCEPTOR, SMALL, SMALL, total=4 * STREAM_WINDOW)
     side.receive(peer_open())
