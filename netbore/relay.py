@@ -119,9 +119,12 @@ class Relay:
         #: The code of the reset that ended it, None after two orderly ends.
         self.code: int | None = None
         self.over = False
-        self.forth = HalfRelay(self, a, b)
-        self.back = HalfRelay(self, b, a)
+        self.forth, self.back = self.halves(a, b)
         self.forth.other, self.back.other = self.back, self.forth
+
+    def halves(self, a: Stream, b: Stream) -> tuple[HalfRelay, HalfRelay]:
+        """The direction from `a` to `b`, and the one back. A hook."""
+        return HalfRelay(self, a, b), HalfRelay(self, b, a)
 
     def start(self) -> None:
         self.forth.source.sink = self.forth

@@ -1,8 +1,8 @@
 """The front: accepts Viewers, and sends each request where its host name says.
 
-It is hand 1 of the data path, the only one that knows Viewers. For each accepted transport there is a
-`ViewerConnection`, for each request an `Exchange`; the RouteTable turns its authority into a route (hand 2), the gate
-says allow or refuse (hand 3), and the route's target carries it on (hand 4).
+It is hand 1 of the data path, the only one that knows Viewers. For each accepted transport there is a `ViewerConnection`, for each request an
+`Exchange`; the RouteTable turns its authority into a route (hand 2), the gate says allow or refuse (hand 3), and the route's target
+carries it on (hand 4).
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from collections.abc import Callable
 from functools import partial
 
 import attrs
+import trio
 
+from netbore.edge.hub import Hub
 from netbore.edge.routes import RouteTable
 from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.transport import Transport
-from netbore.proto.http.exchange import Exchange, ExchangeLimits
+from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.headers import Forwarding, to_host
-from netbore.proto.http.messages import BadMessage
+from netbore.proto.http.messages import BadMessage, RequestHead, ResponseHead
 from netbore.proto.http.pages import PROBLEMS, Problem, problem_of
+from netbore.proto.http.sides import ExchangeLimits
 from netbore.proto.http.viewer import ViewerConnection
 
-#: Decides on one request: None allows it.
-Gate = Callable[[Exchange], Problem | None]
+#: Decides on one request: None allows it, a Problem refuses it, a head (with no body) answers it.
+Gate = Callable[[Exchange], Problem | ResponseHead | None]
+#: Whether one certificate covers both host names, so that a connection made for one may carry requests for the other.
+Covers = Callable[[str, str], bool]
 
 
 @attrs.frozen
@@ -33,62 +38,139 @@ class FrontLimits:
 
     exchange: ExchangeLimits = ExchangeLimits()
     http: HttpLimits = HttpLimits()
+    #: Whether h11 has to read each head as the strict check did.
+    second_opinion: bool = True
 
 
-def allow_all(exchange: Exchange) -> Problem | None:
+def allow_all(exchange: Exchange) -> Problem | ResponseHead | None:
     """The gate that lets everything pass."""
     return None
+
+
+def redirect_to(scheme: str, port: int) -> Gate:
+    """The gate of a plain listener that sends everyone to `scheme`://same-host:`port`/same-target."""
+    suffix = b"" if port == {"https": 443, "http": 80}[scheme] else b":%d" % port
+
+    def gate(exchange: Exchange) -> ResponseHead:
+        request = exchange.request
+        target = request.target if request.target.startswith(b"/") else b"/"
+        location = b"%b://%b%b%b" % (scheme.encode(), request.authority, suffix, target)
+        return ResponseHead(308, b"Permanent Redirect", 1, ((b"Location", location), (b"Content-Length", b"0")))
+
+    return gate
+
+
+def one_certificate(a: str, b: str) -> bool:
+    """For an Edge whose one certificate covers all its names."""
+    return True
+
+
+@attrs.frozen(eq=False)
+class Visit:
+    """What is known of one Viewer's connection."""
+
+    forwarding: Forwarding
+    server_name: bytes | None
+    secure: bool
 
 
 class Front:
     """Everything that the Edge does for Viewers. One front serves all listeners."""
 
     def __init__(
-        self, poller: Poller, routes: RouteTable, *, edge_id: str, gate: Gate = allow_all, limits: FrontLimits | None = None
+        self,
+        poller: Poller,
+        routes: RouteTable,
+        *,
+        edge_id: str,
+        hub: Hub | None = None,
+        gate: Gate = allow_all,
+        covers: Covers = one_certificate,
+        limits: FrontLimits | None = None,
     ) -> None:
         self._poller = poller
         self._routes = routes
         self._edge_id = edge_id.encode()
+        self._hub = hub or Hub()
         self._gate = gate
+        self._covers = covers
         self._limits = limits or FrontLimits()
         self.viewers: set[ViewerConnection] = set()
+        self.draining = False
+        self._changed = trio.Event()
 
     def accept(self, transport: Transport, *, secure: bool) -> None:
-        """Serve the Viewer behind an open transport."""
-        peer = transport.facts.peer
-        client = peer[0].encode() if peer is not None else b"unknown"
+        """Serve the Viewer behind an open transport; `secure` when it is TLS."""
+        facts = transport.facts
+        client = facts.peer[0].encode() if facts.peer is not None else b"unknown"
         forwarding = Forwarding(client, b"https" if secure else b"http", self._edge_id)
+        server_name = facts.server_name.lower().encode() if facts.server_name else None
         viewer = ViewerConnection(
             TransportStream(self._poller, transport),
-            partial(self._on_request, forwarding),
+            partial(self._on_request, Visit(forwarding, server_name, secure)),
             self._clock,
             on_closed=self._on_closed,
             secure=secure,
             limits=self._limits.exchange,
             http=self._limits.http,
+            second_opinion=self._limits.second_opinion,
         )
+        viewer.draining = self.draining
         self.viewers.add(viewer)
         self._poller.sweep(viewer)
 
-    def _on_request(self, forwarding: Forwarding, exchange: Exchange) -> None:
-        route = self._routes.find(exchange.request.authority)
+    def _on_request(self, visit: Visit, exchange: Exchange) -> None:
+        request = exchange.request
+        authority = request.authority
+        if visit.server_name is not None and authority != visit.server_name:
+            if not authority:
+                request.authority = authority = visit.server_name  # HTTP/1.0 without Host
+            elif not self._covers(visit.server_name.decode(), authority.decode()):
+                exchange.refuse(PROBLEMS["misdirected"])
+                return
+        self._dispatch(visit, exchange, request)
+
+    def _dispatch(self, visit: Visit, exchange: Exchange, request: RequestHead) -> None:
+        route = self._routes.find(request.authority)
         if route is None:
             exchange.refuse(PROBLEMS["no_such_tunnel"])
             return
-        problem = self._gate(exchange)
-        if problem is not None:
-            exchange.refuse(problem)
+        verdict = self._gate(exchange)
+        if verdict is not None:
+            if isinstance(verdict, Problem):
+                exchange.refuse(verdict)
+            else:
+                exchange.respond(verdict)
             return
         try:
-            head = to_host(exchange.request, forwarding, host=route.host)
+            head = to_host(request, visit.forwarding, host=route.host)
         except BadMessage as error:
             exchange.refuse(problem_of(error))
             return
         route.target.carry(exchange, head)
 
+    # The end
+
+    def drain(self) -> None:
+        """Let each connection end after the response at hand; idle ones end now."""
+        self.draining = True
+        for viewer in list(self.viewers):
+            viewer.draining = True
+            if viewer.exchange is None:
+                viewer.close()
+
+    async def drained(self) -> None:
+        """Wait until no Viewer is left. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while self.viewers:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
     def _on_closed(self, viewer: ViewerConnection) -> None:
         self.viewers.discard(viewer)
         self._poller.sweep_no_more(viewer)
+        self._changed.set()
 
     def _clock(self) -> float:
         return self._poller.now
+

@@ -13,8 +13,8 @@ from math import inf
 
 import attrs
 
-from netbore.proto.http.exchange import ViewerSide
 from netbore.proto.http.host import HostConnection
+from netbore.proto.http.sides import ViewerSide
 
 
 @attrs.frozen
@@ -42,19 +42,12 @@ class Patience:
 class HostPool:
     """Gives connections to one Host, and owns them while they are idle."""
 
-    __slots__ = ("_clock", "_idle", "_limits", "_on_closed", "_patience", "deadline")
+    __slots__ = ("_clock", "_idle", "_limits", "_patience", "deadline")
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        patience: Patience,
-        limits: PoolLimits,
-        on_closed: Callable[[HostConnection], None],
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], patience: Patience, limits: PoolLimits) -> None:
         self._clock = clock
         self._patience = patience
         self._limits = limits
-        self._on_closed = on_closed
         #: Oldest first.
         self._idle: list[HostConnection] = []
         self.deadline: float | None = None
@@ -89,7 +82,6 @@ class HostPool:
         if host in self._idle:
             self._idle.remove(host)
             self._patience.learn(self._clock() - host.idle_since)
-        self._on_closed(host)
 
     def on_deadline(self, now: float) -> None:
         """Close what has been idle for too long."""

@@ -1,12 +1,16 @@
 """Where requests go: to a Host by a Stream, however that Stream is opened.
 
-The front knows `Target.carry` only. A Tunnel's target opens Streams on the Links of its holder; `tcp_opener` dials an
-address directly, which makes the same front a plain reverse proxy.
+Theory of operation. The front knows `Target.carry` only. A `HostTarget` has one `Way` for each Link of its Tunnel's
+holder (or one that dials an address, which makes the same front a plain reverse proxy). A way opens Streams, keeps idle
+ones in its pool, and knows the connections that are in use. When its Link breaks it is *suspended*: what is in use
+stands still, new requests go another way, or are held for a short while when there is no other. Held requests go on
+when a way comes back or a new one is added, and are refused when their time is up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import attrs
@@ -18,10 +22,11 @@ from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.tcp import TcpTransport
 from netbore.proto.http import headers
-from netbore.proto.http.exchange import Exchange, ExchangeLimits
+from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.host import HostConnection
 from netbore.proto.http.messages import RequestHead, ResponseHead
 from netbore.proto.http.pages import PROBLEMS, Problem
+from netbore.proto.http.sides import ExchangeLimits
 from netbore.proto.mux import Refusal
 from netbore.proto.stream import Stream
 from netbore.proto.wire import Kind
@@ -41,69 +46,180 @@ Opener = Callable[[], Stream]
 
 @attrs.frozen
 class HostLimits:
-    """Of everything between an Edge and its Hosts."""
+    """Of everything between an Edge and its Hosts. Seconds and counts."""
 
     exchange: ExchangeLimits = ExchangeLimits()
     pool: PoolLimits = PoolLimits()
+    #: How long a request waits for a broken Link, and how many may wait for one Tunnel.
+    held_seconds: float = 10.0
+    held: int = 1000
+
+
+class Way:
+    """One way to a Host: what opens Streams, and the connections made of them. The owner of its connections."""
+
+    def __init__(self, target: HostTarget, opener: Opener, patience: Patience) -> None:
+        self._target = target
+        self._opener = opener
+        self._poller = target.poller
+        self.pool = HostPool(target.clock, patience, target.limits.pool)
+        self._live: set[HostConnection] = set()
+        self.suspended = False
+        self._poller.sweep(self.pool)
+
+    def connection(self, exchange: Exchange, *, pooled: bool) -> HostConnection:
+        """A connection that can carry `exchange`. Raises Refused."""
+        host = self.pool.take(exchange.viewer) if pooled else None
+        if host is None:
+            host = HostConnection(self._opener(), self, self._target.clock, self._target.limits.exchange)
+            self._live.add(host)
+            self._poller.sweep(host)
+        return host
+
+    def on_idle(self, host: HostConnection) -> None:
+        if self.suspended or not self._target.pooled:
+            host.close()
+        else:
+            self.pool.on_idle(host)
+
+    def on_closed(self, host: HostConnection) -> None:
+        self.pool.on_closed(host)
+        self._live.discard(host)
+        self._poller.sweep_no_more(host)
+
+    def suspend(self) -> None:
+        """The Link is broken: connections stand still, deadlines too."""
+        self.suspended = True
+        for host in self._live:
+            host.freeze()
+
+    def restore(self) -> None:
+        """The Link is back."""
+        self.suspended = False
+        now = self._poller.now
+        for host in list(self._live):
+            host.thaw(now)
+        self._target.release_held()
+
+    def close(self) -> None:
+        """No more Streams are opened; idle connections are closed, others come to their end."""
+        self._poller.sweep_no_more(self.pool)
+        self.pool.close()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+
+@attrs.frozen(eq=False)
+class Held:
+    """A request that waits for a way."""
+
+    exchange: Exchange
+    head: RequestHead
+    until: float
 
 
 class HostTarget:
-    """One Host behind one or more ways to reach it; each way has a pool of its own."""
+    """One Host, and all the ways to it."""
 
     def __init__(self, poller: Poller, *, apex: bytes, limits: HostLimits | None = None, pooled: bool = True) -> None:
         """`apex` is the Edge's domain, for the rules of cookies. Without `pooled`, each request gets a Stream of its own."""
-        self._poller = poller
-        self._limits = limits or HostLimits()
+        self.poller = poller
+        self.limits = limits or HostLimits()
+        self.pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
         self._patience = Patience()
-        self._pooled = pooled
-        self._ways: list[tuple[Opener, HostPool]] = []
-        self._turn = 0
+        self._ways: list[Way] = []
+        self._next = 0
+        self._held: deque[Held] = deque()
+        #: Swept: when the oldest held request is refused.
+        self.deadline: float | None = None
+
+    def clock(self) -> float:
+        return self.poller.now
 
     @property
-    def ways(self) -> Sequence[Opener]:
-        """How the Host can be reached now."""
-        return [opener for opener, _ in self._ways]
+    def ways(self) -> Iterable[Way]:
+        """How the Host can be reached, suspended ways included."""
+        return tuple(self._ways)
 
-    def add(self, opener: Opener) -> None:
+    def add(self, opener: Opener) -> Way:
         """There is one more way."""
-        pool = HostPool(self._clock, self._patience, self._limits.pool, self._poller.sweep_no_more)
-        self._poller.sweep(pool)
-        self._ways.append((opener, pool))
+        way = Way(self, opener, self._patience)
+        self._ways.append(way)
+        self.release_held()
+        return way
 
-    def remove(self, opener: Opener) -> None:
-        """This way is gone. Exchanges on it come to their end."""
-        for way in [way for way in self._ways if way[0] == opener]:
+    def remove(self, way: Way) -> None:
+        """This way is gone. Exchanges on it come to their end. Idempotent."""
+        if way in self._ways:
             self._ways.remove(way)
-            self._poller.sweep_no_more(way[1])
-            way[1].close()
+            way.close()
 
     def carry(self, exchange: Exchange, head: RequestHead) -> None:
-        """Forward `exchange` on an idle connection, or on a new one."""
-        if not self._ways:
-            exchange.refuse(PROBLEMS["agent_offline"])
+        """Forward `exchange` on an idle connection or on a new one, hold it, or refuse it."""
+        way = self._choose()
+        if way is None:
+            self._hold(exchange, head)
             return
-        self._turn = (self._turn + 1) % len(self._ways)
-        opener, pool = self._ways[self._turn]
-        host = pool.take(exchange.viewer) if self._pooled else None
-        if host is None:
-            try:
-                host = self._connect(opener, pool)
-            except Refused as refused:
-                exchange.refuse(refused.problem)
-                return
+        try:
+            host = way.connection(exchange, pooled=self.pooled)
+        except Refused as refused:
+            exchange.refuse(refused.problem)
+            return
         exchange.forward(host, head, self._rewrite, partial(self._again, head))
 
     def _again(self, head: RequestHead, exchange: Exchange) -> None:
         self.carry(exchange, head)
 
-    def _connect(self, opener: Opener, pool: HostPool) -> HostConnection:
-        host = HostConnection(opener(), pool, self._clock, self._limits.exchange)
-        self._poller.sweep(host)
-        return host
+    def _choose(self) -> Way | None:
+        """The next way that is not suspended, in turn."""
+        ways = self._ways
+        for _ in range(len(ways)):
+            self._next = (self._next + 1) % len(ways)
+            way = ways[self._next]
+            if not way.suspended:
+                return way
+        return None
 
-    def _clock(self) -> float:
-        return self._poller.now
+    # Held requests
+
+    def _hold(self, exchange: Exchange, head: RequestHead) -> None:
+        if not self._ways:
+            exchange.refuse(PROBLEMS["agent_offline"])
+        elif len(self._held) >= self.limits.held:
+            exchange.refuse(PROBLEMS["limit_reached"])
+        else:
+            self._held.append(Held(exchange, head, self.clock() + self.limits.held_seconds))
+            if self.deadline is None:
+                self.deadline = self._held[0].until
+                self.poller.sweep(self)
+
+    def release_held(self) -> None:
+        """A way is there: let those who wait go on."""
+        self.deadline = None
+        self.poller.sweep_no_more(self)
+        held, self._held = self._held, deque()
+        for one in held:
+            if not one.exchange.done:
+                self.carry(one.exchange, one.head)
+
+    def on_deadline(self, now: float) -> None:
+        """Refuse those whose time is up."""
+        while self._held and self._held[0].until <= now:
+            self._held.popleft().exchange.refuse(PROBLEMS["agent_offline"])
+        self.deadline = self._held[0].until if self._held else None
+        if self.deadline is None:
+            self.poller.sweep_no_more(self)
+
+    def close(self) -> None:
+        """The name is gone: nothing is held any more."""
+        for way in self.ways:
+            self.remove(way)
+        held, self._held = self._held, deque()
+        for one in held:
+            one.exchange.refuse(PROBLEMS["no_such_tunnel"])
+        self.poller.sweep_no_more(self)
 
 
 def tcp_opener(poller: Poller, address: tuple[str, int]) -> Opener:

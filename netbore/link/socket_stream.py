@@ -24,6 +24,8 @@ from netbore.proto.stream import LINGER_BYTES, LINGER_SECONDS, SOCKET_WINDOW, Da
 from netbore.proto.wire import HOST_ENDED, Code
 
 READ_SIZE = 65536
+#: Most reads of one `read_now`.
+READS_NOW = 4
 #: How long the transport may take to hand its last bytes to the kernel after both halves ended.
 TAIL_SECONDS = 10.0
 
@@ -198,30 +200,66 @@ class TransportStream:
         if self._sending or self._receiving:
             self.reset(Code.CANCELLED)
 
+    def surrender(self) -> Transport:
+        """Give the transport away: this Stream is over, and touches it no more. Nothing was read beyond what the sink was given."""
+        self._freed = self._over = self._reset = True
+        self._sending = self._receiving = self._input = self._dropping = False
+        self._sink = None
+        self._poller.sweep_no_more(self)
+        self._poller.not_at_end(self._poller_ends)
+        self._transport.watch(False, False)
+        return self._transport
+
+    def replace(self, transport: Transport) -> None:
+        """Go on over `transport`, in place of one that never opened: for those who dial."""
+        self._transport = transport
+        transport.owner = self
+        self._rewatch()
+
+    def read_now(self) -> None:
+        """Read what is there at this moment, as far as it is wanted, and tell the sink before returning.
+
+        The one command that calls the sink from inside. For a sink that must know, before it sends, whether the peer has ended
+        already, though the turn has not come to this transport yet. Only from the turn.
+        """
+        for _ in range(READS_NOW):
+            if not self._receiving or self._paused or self._full or self._sink is None or not self._read():
+                return
+
     # What the transport tells.
 
     def on_open(self) -> None:
-        """Bytes may flow; what is watched was chosen before."""
+        """Bytes may flow; what is watched was chosen before. An end that was asked for before could not be told yet."""
+        if self._eof_sent and not self._freed:
+            self._transport.send_eof()
 
     def on_failed(self, error: TransportBroken) -> None:
         self._told_reset(FAILED.get(error.kind, Code.HOST_CLOSED))
 
     def on_readable(self) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Read once and tell the sink. Whether there was data."""
         try:
             data = self._transport.try_recv(READ_SIZE)
         except TransportBroken:
-            return self._input_broken()
-        if data:
-            sink = self._sink
-            if sink is None or not self._receiving:
-                return self._drop(len(data))
-            self._unconsumed += len(data)
-            sink.on_data(data)
-            if self._unconsumed >= self._window:
-                self._full = True
-                self._rewatch()
-        elif data is not None:
-            self._input_ended()
+            self._input_broken()
+            return False
+        if not data:
+            if data is not None:
+                self._input_ended()
+            return False
+        sink = self._sink
+        if sink is None or not self._receiving:
+            self._drop(len(data))
+            return True
+        self._unconsumed += len(data)
+        sink.on_data(data)
+        if self._unconsumed >= self._window:
+            self._full = True
+            self._rewatch()
+        return True
 
     def on_writable(self) -> None:
         if self._over or self._aborting:

@@ -282,6 +282,15 @@ class Mux:
         for stream in self._live():
             stream.unblock_if_low()
 
+    def abandon(self, handle: int, code: int) -> None:
+        """The Tunnel behind `handle` is gone: its Streams are reset, and our sinks told by a posted `on_reset(code)`."""
+        for stream in self._live():
+            if stream.handle == handle and stream is not self.control and not stream.over:
+                stream.lose(code)
+                if stream.opened:
+                    self.scheduler.reset(stream.id, code, 0)
+                self.forget(stream)
+
     def close(self, code: int) -> None:
         """The Link has ended: nothing goes out or in any more. Each Stream's sink is told `on_reset(code)` by a posted call."""
         self._closed = True

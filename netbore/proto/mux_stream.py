@@ -245,7 +245,7 @@ class MuxStream:
         self._silence()
         if self.over:
             self.settle()
-        elif code in HOST_ENDED and self.queued:
+        elif self.queued and (code in HOST_ENDED or code == Code.NOT_PROCESSED):
             self.accepting = self.eof_queued = self._eof_called = False
             self.reset_queued = (code, delivered)
             self.mux.scheduler.consider(self)

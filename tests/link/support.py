@@ -19,9 +19,15 @@ from netbore.link.simulated import Conditions, Network
 from netbore.link.tcp import TcpTransport, listen
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
+from netbore.link.waiter import TransportWaiter
+from netbore.link.websocket import WebSocketTransport
+from netbore.proto.http.codec import RequestReader
+from netbore.proto.http.messages import Piece, RequestHead
+from netbore.proto.websocket import accept_upgrade
 
 KINDS = ["tcp", "tcp-tasks", "tls-tcp", "tls-memory", "tls-tls", "memory", "simulated"]
-REAL = {"tcp", "tcp-tasks", "tls-tcp"}
+KINDS += ["ws-memory", "ws-tcp", "ws-tls-tcp", "ws-tls-memory", "ws-simulated"]
+REAL = {"tcp", "tcp-tasks", "tls-tcp", "ws-tcp", "ws-tls-tcp"}
 NAME = "demo.tunnel.localhost"
 
 
@@ -155,7 +161,26 @@ def tls_over(poller: Poller, near: Transport, far: Transport) -> tuple[Transport
 
 
 async def transport_pair(kind: str, poller: Poller) -> tuple[Transport, Transport]:
-    near, far = await inner_pair(kind, poller)
+    near, far = await inner_pair(kind.removeprefix("ws-"), poller)
     for _ in range(kind.count("tls")):
         near, far = tls_over(poller, near, far)
-    return near, far
+    return await websocket_over(poller, near, far) if kind.startswith("ws-") else (near, far)
+
+
+async def websocket_over(poller: Poller, near: Transport, far: Transport) -> tuple[WebSocketTransport, WebSocketTransport]:
+    client = WebSocketTransport.client(poller, near, host=NAME, path="/.netbore/link")
+    return client, await upgraded(poller, far)
+
+
+async def upgraded(poller: Poller, inner: Transport) -> WebSocketTransport:
+    """The server's form over `inner`, whose client asks for it."""
+    waiter, reader = TransportWaiter(inner), RequestReader()
+    await waiter.opened()
+    pieces: list[Piece] = []
+    while not pieces:
+        pieces = reader.feed(await waiter.receive_some())
+    head = pieces[0]
+    assert isinstance(head, RequestHead)
+    response = accept_upgrade(head)
+    assert isinstance(response, bytes)
+    return WebSocketTransport.server(poller, inner, response, reader.leftover())

@@ -75,6 +75,8 @@ class HostConnection(Timed):
         clock: Callable[[], float],
         limits: ExchangeLimits = LIMITS,
         http: HttpLimits = HTTP_LIMITS,
+        *,
+        second_opinion: bool = True,
     ) -> None:
         super().__init__(clock)
         self.stream = stream
@@ -93,7 +95,7 @@ class HostConnection(Timed):
         self.hinted_timeout: int | None = None
         #: The only Viewer's side that may use it, after connection-bound authentication.
         self.bound_to: ViewerSide | None = None
-        self._reader = ResponseReader(http)
+        self._reader = ResponseReader(http, second_opinion=second_opinion)
         self._head: ResponseHead | None = None
         self._method = b""
         self._chunked = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from html import escape
 from typing import Final
 
@@ -121,10 +122,15 @@ def problem_of(error: BadMessage) -> Problem:
     return attrs.evolve(problem, detail=f"{problem.detail} ({error.reason})") if error.reason else problem
 
 
-def render(problem: Problem, request: RequestHead | None = None) -> tuple[ResponseHead, bytes]:
-    """The answer for `problem` in the form that `request` prefers: head and body, the head without any `Connection` field."""
+def render(
+    problem: Problem, request: RequestHead | None = None, members: Mapping[str, object] | None = None
+) -> tuple[ResponseHead, bytes]:
+    """The answer for `problem` in the form that `request` prefers: head and body, the head without any `Connection` field.
+
+    `members` are further ones of the JSON document.
+    """
     html = request is not None and prefers_html(request)
-    body = _page(problem) if html else _document(problem)
+    body = _page(problem) if html else _document(problem, members or {})
     media = b"text/html; charset=utf-8" if html else b"application/problem+json"
     headers = [
         (b"Content-Type", media),
@@ -162,7 +168,7 @@ def prefers_html(request: RequestHead) -> bool:
     return html > 0 and html >= program
 
 
-def _document(problem: Problem) -> bytes:
+def _document(problem: Problem, members: Mapping[str, object]) -> bytes:
     document: dict[str, object] = {
         "type": f"urn:netbore:problem:{problem.code}",
         "title": problem.title,
@@ -170,6 +176,7 @@ def _document(problem: Problem) -> bytes:
         "detail": problem.detail,
         "code": problem.code,
         "retryable": problem.retryable,
+        **members,
     }
     return json.dumps(document).encode() + b"\n"
 

@@ -79,8 +79,9 @@ class ViewerConnection(Timed):
         secure: bool = False,
         limits: ExchangeLimits = LIMITS,
         http: HttpLimits = HTTP_LIMITS,
+        second_opinion: bool = True,
     ) -> None:
-        """`secure`: the Stream is TLS, where an end of input means that the Viewer is gone."""
+        """`secure`: the Stream is TLS, where an end of input means that the Viewer is gone. `second_opinion`: see `codec`."""
         super().__init__(clock)
         self.stream = stream
         self.secure = secure
@@ -96,7 +97,7 @@ class ViewerConnection(Timed):
         self.context: object = None
         self._on_request = on_request
         self._on_closed = on_closed
-        self._reader = RequestReader(http)
+        self._reader = RequestReader(http, second_opinion=second_opinion)
         self._chunked = False
         self._closing = False
         self._opaque = False
@@ -236,6 +237,19 @@ class ViewerConnection(Timed):
             self._closing = True
         else:
             self.exchange.abort()
+
+    def surrender(self) -> bytes:
+        """Give the Stream away before anything was answered, and return what came after the request.
+
+        The connection and its Exchange are over; nothing here touches the Stream again.
+        """
+        exchange, self.exchange = self.exchange, None
+        leftover = bytes(self._reader.leftover())
+        self.stream.sink = None
+        self._gone()
+        if exchange is not None:
+            exchange.viewer_lost()
+        return leftover
 
     def on_deadline(self, now: float) -> None:
         """The deadline has passed at `now`."""

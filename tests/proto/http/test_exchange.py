@@ -237,6 +237,21 @@ def test_consumed_when_the_host_took_it() -> None:
     world.settled()
 
 
+def test_order_of_what_waits() -> None:
+    """Long parts and short ones, accepted little by little."""
+    world = World()
+    world.stream.feed(GET)
+    world.stream.room = 0
+    parts = [bytes([number]) * size for number, size in enumerate((9000, 3, 8000, 70000, 5, 6000))]
+    world.host.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % sum(map(len, parts)))
+    for part in parts:
+        world.host.feed(part)
+    while not world.done:
+        world.stream.take(2500)
+    assert head_of(world.stream.got())[2] == b"".join(parts)
+    world.settled()
+
+
 def test_many_small_pieces_for_a_slow_viewer_stay_one_piece() -> None:
     world = World()
     world.stream.feed(GET)
@@ -469,6 +484,19 @@ def test_host_that_stops_may_answer() -> None:
     assert world.stream.eof_sent
     assert world.stream.reset_code is None
     assert world.closed == world.hosts
+
+
+def test_host_that_stopped_gets_the_viewer_a_new_allowance() -> None:
+    world = World()
+    world.stream.feed(POST % 1000000)
+    world.host.peer_stops()
+    world.stream.feed(bytes(60000))
+    world.host.feed(OK)
+    world.stream.feed(bytes(60000))
+    assert world.stream.unconsumed == 0
+    assert not world.viewer.closed
+    world.stream.feed(bytes(6000))
+    assert world.stream.eof_sent
 
 
 def test_host_that_stops_and_the_request_ends() -> None:
@@ -809,6 +837,18 @@ def test_upgrade_passes_leftovers_on_first() -> None:
     world.host.feed(b"pong")
     assert world.host.got() == b"ping"
     assert world.stream.got() == b"pong"
+    world.settled()
+
+
+def test_upgrade_lets_a_paused_viewer_go_on() -> None:
+    world = World()
+    world.stream.feed(UPGRADE)
+    world.stream.feed(bytes(70000))
+    assert world.stream.paused
+    world.host.got()
+    world.host.feed(SWITCH)
+    assert world.host.got() == bytes(70000)
+    assert not world.stream.paused
     world.settled()
 
 

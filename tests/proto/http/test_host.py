@@ -95,6 +95,34 @@ def test_grown_credit_is_not_pooled() -> None:
     assert world.host.stopped == 0
 
 
+@pytest.mark.parametrize("half", ["sending", "receiving"])
+def test_half_that_has_ended_unheard_is_not_pooled(half: str) -> None:
+    """A Stream knows of its end before its sink is told."""
+    world = World()
+    world.stream.feed(GET)
+    setattr(world.host, half, False)
+    world.host.unconsumed = len(OK)
+    world.hosts[0].on_data(OK)
+    assert world.stream.got() == OK
+    assert world.closed == world.hosts
+
+
+def test_http_10_is_not_pooled() -> None:
+    world = served(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n")
+    assert world.closed == world.hosts
+
+
+def test_unsent_request_is_not_reusable() -> None:
+    world = World()
+    world.host_room = 10
+    world.stream.feed(GET)
+    world.stream.room = 10
+    world.host.feed(OK)
+    assert not world.hosts[0].reusable
+    world.host.take(1 << 20)
+    assert world.hosts[0].reusable
+
+
 def test_busy_connection_cannot_start() -> None:
     world = World()
     world.stream.feed(GET)

@@ -376,6 +376,19 @@ def test_viewer_that_does_not_read() -> None:
     assert world.host.ended or world.hosts[0].closed
 
 
+def test_viewer_is_not_excused_by_a_host_that_goes_on() -> None:
+    world = World()
+    world.stream.feed(GET)
+    world.stream.room = 10
+    world.host.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+    for _ in range(3):
+        world.sweep(99)
+        world.stream.writable = True
+        world.host.feed(b"hello")
+    world.sweep(4)
+    assert world.stream.reset_code == Code.CANCELLED
+
+
 def test_viewer_that_reads_again() -> None:
     world = World()
     world.stream.feed(GET)
