@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -18,11 +20,12 @@ pytestmark = pytest.mark.seconds(600)
 async def hello(stream: StreamAdapter) -> None:
     """A Host in the process: one fixed answer to each request without a body."""
     buffer = b""
-    async for data in stream:
-        buffer += data
-        while b"\r\n\r\n" in buffer:
-            _, _, buffer = buffer.partition(b"\r\n\r\n")
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    with suppress(trio.BrokenResourceError):
+        async for data in stream:
+            buffer += data
+            while b"\r\n\r\n" in buffer:
+                _, _, buffer = buffer.partition(b"\r\n\r\n")
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
 
 async def get(world: World, host: str) -> bytes:

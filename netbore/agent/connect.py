@@ -104,7 +104,7 @@ class Backoff:
         if self.attempts == 1:
             return 0.0
         doublings = min(self.attempts - 2, 32)
-        ceiling = min(self._limits.retry_first_seconds * 2**doublings, self._limits.retry_most_seconds)
+        ceiling: float = min(self._limits.retry_first_seconds * 2**doublings, self._limits.retry_most_seconds)
         return self._jitter() * ceiling
 
     def stayed_up(self, seconds: float) -> None:

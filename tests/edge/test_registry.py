@@ -184,6 +184,7 @@ async def test_who_was_replaced_cannot_release(registry: Registry) -> None:
 # Leases
 
 
+@pytest.mark.seconds(LEASE * 5)
 async def test_a_lease_ends_unless_it_is_renewed(registry: Registry, autojump_clock: MockClock) -> None:
     await registry.claim("kept", A, "e.1", 1, takeover=False)
     await registry.claim("lost", A, "e.2", 1, takeover=False)
@@ -197,6 +198,7 @@ async def test_a_lease_ends_unless_it_is_renewed(registry: Registry, autojump_cl
     assert await registry.list() == ()
 
 
+@pytest.mark.seconds(LEASE * 5)
 async def test_a_lease_ends_for_each_link_alone(registry: Registry, autojump_clock: MockClock) -> None:
     claim = await registry.claim("demo", A, "e.1", 1, takeover=False)
     await registry.claim("demo", A, "e.2", 1, takeover=False)
@@ -206,6 +208,7 @@ async def test_a_lease_ends_for_each_link_alone(registry: Registry, autojump_clo
     assert await registry.lookup("demo") == held("demo", A, claim, ("e.2", 1))
 
 
+@pytest.mark.seconds(LEASE * 5)
 async def test_a_name_whose_lease_ended_is_free(registry: Registry, autojump_clock: MockClock) -> None:
     first = await registry.claim("demo", A, "e.1", 1, takeover=False)
     await trio.sleep(LEASE * 1.01)
@@ -282,6 +285,7 @@ async def test_what_came_and_went_unseen_is_no_news(registry: Registry) -> None:
         await nothing_more(changes)
 
 
+@pytest.mark.seconds(LEASE * 5)
 async def test_a_watch_hears_of_a_lease_that_ended_by_itself(registry: Registry, autojump_clock: MockClock) -> None:
     claim = await registry.claim("demo", A, "e.1", 1, takeover=False)
     with registry.watch() as changes:
@@ -292,6 +296,7 @@ async def test_a_watch_hears_of_a_lease_that_ended_by_itself(registry: Registry,
     assert trio.current_time() - began == pytest.approx(LEASE, abs=1)
 
 
+@pytest.mark.seconds(LEASE * 5)
 async def test_a_renewed_lease_is_no_news(registry: Registry, autojump_clock: MockClock) -> None:
     await registry.claim("demo", A, "e.1", 1, takeover=False)
 
