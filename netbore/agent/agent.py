@@ -13,17 +13,20 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
+from netbore.agent.carrier import trust, wss_dial
 from netbore.agent.connect import ConnectLimits, Connector, Dial, Identity
 from netbore.agent.host_relay import serve
 from netbore.agent.targets import Dialler, HostAddress
+from netbore.config import parse_edge_url
 from netbore.errors import BindRefused, NameTaken, NetboreError, Replaced, TunnelClosed
 from netbore.link.link import Link
-from netbore.link.poller import Poller
+from netbore.link.poller import Poller, open_poller
 from netbore.link.stream import StreamAdapter
 from netbore.proto.handshake import Credential, Limits, Welcome
 from netbore.proto.mux_stream import MuxStream
@@ -31,6 +34,8 @@ from netbore.proto.session import Ended
 from netbore.proto.wire import MAX_UNANSWERED, Code
 
 log = logging.getLogger("netbore.agent")
+
+USER_AGENT = "netbore/0.1.0"
 
 
 @attrs.frozen
@@ -192,6 +197,17 @@ class Agent:
         tunnel.bound(message)
         return tunnel
 
+    async def drain(self) -> None:
+        """Accept no more Streams and wait until those that are open have ended. Cancel it to stop waiting. A checkpoint."""
+        link = self._link
+        await trio.lowlevel.checkpoint()
+        if link is None or link.ended is not None:
+            return
+        link.session.mux.goaway()
+        for tunnel in list(self._tunnels.values()):
+            link.send_message({"type": "unbind", "id": self._number(), "handle": tunnel.handle})
+        await link.drained()
+
     def unbind(self, tunnel: Tunnel) -> None:
         """Tell the Edge that a Tunnel is served from here no more."""
         self._tunnels.pop(tunnel.handle, None)
@@ -352,11 +368,12 @@ async def run_agent(
     limits: Limits | None = None,
     connect_limits: ConnectLimits | None = None,
     jitter: Callable[[], float] = random.random,
+    patient: bool = True,
 ) -> AsyncIterator[Agent]:
     """An Agent on a Poller of the caller's, dialling by `dial`. Leaving the block ends its Link at once."""
     identity = Identity(credential, instance or secrets.token_hex(16), agent, limits or Limits())
     one = Agent(poller)
-    one.connector = connector = Connector(poller, dial, identity, one, jitter=jitter, limits=connect_limits)
+    one.connector = connector = Connector(poller, dial, identity, one, jitter=jitter, limits=connect_limits, patient=patient)
 
     async def keep() -> None:
         try:
@@ -371,3 +388,32 @@ async def run_agent(
         finally:
             connector.close(Code.GOING_AWAY, "the Agent stops")
             nursery.cancel_scope.cancel()
+
+
+#: Kinds of credentials by the beginning of a token.
+_KINDS = {"nbr_": "recreate", "nbe_": "ephemeral", "nbm_": "management"}
+
+
+def credential_of(token: str) -> Credential:
+    """The typed credential that a token's text stands for; one without a known prefix is the operator's."""
+    return Credential(_KINDS.get(token[:4], "operator"), token)
+
+
+@asynccontextmanager
+async def connect(edge: str, *, token: str, ca_file: str | Path | None = None, patient: bool = True) -> AsyncIterator[Agent]:
+    """Connect to the Edge at a URL and keep the connection, for as long as the block lasts.
+
+        async with netbore.connect("https://tunnel.example.com", token=...) as agent:
+            tunnel = await agent.open_tunnel("demo")
+
+    `token` is the operator's, an ephemeral or a recreate token. `ca_file` is trusted in place of the system's
+    authorities. Entering does not wait for the Edge; `open_tunnel` does. Without `patient`, an Edge that cannot be
+    reached at first is an error and not waited for. Raises ConfigError for a wrong URL or file. Leaving the block ends
+    everything that was opened in it, at once.
+    """
+    url = parse_edge_url(edge)
+    context = await trio.to_thread.run_sync(trust, Path(ca_file) if ca_file is not None else None)
+    async with open_poller() as poller:
+        dial = wss_dial(poller, url, context)
+        async with run_agent(poller, dial, credential_of(token), agent=USER_AGENT, patient=patient) as agent:
+            yield agent

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from netbore.errors import EdgeUntrusted, NetboreError, Replaced, Unauthorized, VersionMismatch
+from netbore.errors import EdgeUnreachable, NetboreError, Replaced, Unauthorized, VersionMismatch
 from netbore.link.greeting import Greeting
 from netbore.link.link import Link
 from netbore.link.poller import Poller
@@ -125,11 +125,14 @@ class Connector:
         *,
         jitter: Callable[[], float],
         limits: ConnectLimits | None = None,
+        patient: bool = True,
     ) -> None:
+        """`patient`: go on when the very first attempt fails, too. Otherwise that is EdgeUnreachable."""
         self._poller = poller
         self._dial = dial
         self._identity = identity
         self._user = user
+        self._patient = patient
         self._limits = limits or ConnectLimits()
         self._backoff = Backoff(self._limits, jitter)
         self.link: Link | None = None
@@ -138,10 +141,11 @@ class Connector:
         self._broken = trio.Event()
         self._reason = ""
         self._final: NetboreError | None = None
+        self._closed = False
 
     async def run(self) -> None:
-        """Keep the Link until cancelled. Raises NetboreError for an end that is final."""
-        while True:
+        """Keep the Link until `close` or until cancelled. Raises NetboreError for an end that is final."""
+        while not self._closed:
             started: float | None = None
             try:
                 self._broken = trio.Event()
@@ -154,8 +158,12 @@ class Connector:
                 self._reason = f"the Edge broke the protocol: {error.text}"
             except trio.TooSlowError:
                 self._reason = "the Edge did not answer in time"
+            if self._closed:
+                return
             if self._final is not None:
                 raise self._final
+            if self.link is None and not self._patient:
+                raise EdgeUnreachable(f"the Edge cannot be reached: {self._reason}")
             if started is not None:
                 self._backoff.stayed_up(trio.current_time() - started)
             wait = self._backoff.next()
@@ -164,7 +172,8 @@ class Connector:
             await trio.sleep(wait)
 
     def close(self, code: Code, text: str) -> None:
-        """End the Link for good."""
+        """End the Link for good; no other is made."""
+        self._closed = True
         if self.link is not None:
             self.link.close(code, text)
 
@@ -265,10 +274,3 @@ class Connector:
         self._reason = ended.text or "the Link ended"
         self._user.on_link_ended(link, ended)
         self._broken.set()
-
-
-def never_works(error: TransportBroken) -> NetboreError | None:
-    """The final error that a failed dial stands for, or None when it may be tried again."""
-    if error.kind == "untrusted":
-        return EdgeUntrusted(error.reason)
-    return None

@@ -13,17 +13,19 @@ kernel, or in the same batch of events behind the Link. So the order within a tu
 
 - Host first: its FIN is passed on as FIN at once, so that the Edge drops the idle Stream; DATA that comes later, or in
   the same turn, is answered by the verdict.
-- Link first: the read finds the FIN, passes it on, and the verdict replaces it before it has left.
+- Link first: the read finds the FIN and passes it on, and the verdict follows.
+
+In both cases the verdict waits for the Link's next flush if that FIN has not left yet, for a RESET would take its place.
 
 A TLS Host is read through its TLS; an end without close_notify is an error, and an error in that state is the same
 verdict. Only what happens between that read and the arrival of the first byte remains, and then a byte was really given:
 RESET(host_closed, delivered).
 
 *The verdict must not destroy an answer.* "Spoke last" is also the state after an early answer, given while the request's body is
-still on its way. A FIN would be lost in a RESET that takes its place, and until-close answers need theirs, so there is no
-verdict at a FIN while bytes of the Host wait here or in the Stream's queue: then the Edge cannot have had the whole answer,
-the connection is not idle, and DATA is relayed as usual. Once the answer has left, the Edge has it before the RESET, and
-keeps it. An error of the Host has no FIN to lose: its RESET stays behind what is queued, with either code.
+still on its way, and an answer may need its FIN to be whole. So there is no verdict at a FIN while bytes of the Host wait here
+or in the Stream's queue: then the Edge cannot have had the whole answer, the connection is not idle, and DATA is relayed as
+usual. Once answer and FIN have left, the Edge has them before the RESET, and keeps them. (Only a Link that takes nothing loses
+the FIN.) An error of the Host has no FIN to lose: its RESET stays behind what is queued, with either code.
 
 A failed write right after such a read (`on_stop`) says nothing yet: the Host's socket is read to its end, and that end
 decides. STOP would tell the Edge that the request may not be sent again.
@@ -62,6 +64,10 @@ class ToHost(HalfRelay):
         if joined.host.sent == joined.answered_at and not self.done and not joined.may_give():
             return
         super().on_data(data)
+
+    def on_eof(self) -> None:
+        if not self._joined.verdict_due:
+            super().on_eof()
 
     def push(self) -> None:
         joined = self._joined
@@ -105,15 +111,18 @@ class FromHost(HalfRelay):
 class HostRelay(Relay):
     """One Stream of the Link (`link`) and one connection to the Host (`host`), joined."""
 
-    __slots__ = ("answered_at", "host", "host_ended", "link")
+    __slots__ = ("answered_at", "host", "host_ended", "link", "poller", "verdict_due")
 
-    def __init__(self, link: MuxStream, host: TransportStream, on_done: Callable[[Relay], None] | None) -> None:
+    def __init__(self, poller: Poller, link: MuxStream, host: TransportStream, on_done: Callable[[Relay], None] | None) -> None:
+        self.poller = poller
         self.link = link
         self.host = host
         #: `host.sent` at the Host's last word.
         self.answered_at = 0
         #: The Host's FIN was seen.
         self.host_ended = False
+        #: The verdict waits for the FIN to leave; what the Stream brings is dropped.
+        self.verdict_due = False
         super().__init__(link, host, on_done, None)
 
     def halves(self, a: Stream, b: Stream) -> tuple[HalfRelay, HalfRelay]:
@@ -135,11 +144,22 @@ class HostRelay(Relay):
         return self.link.queued > 0 or (isinstance(back, FromHost) and back.waits)
 
     def may_give(self) -> bool:
-        """Look at the Host before it is given anything. False after the verdict: the bytes are not given."""
+        """Look at the Host before it is given anything. False once there is a verdict: the bytes are not given."""
         self.host.read_now()
-        if self.host_ended and not self._answer_waits:
+        if self.over or self.verdict_due:
+            return False
+        if not self.host_ended or self._answer_waits:
+            return True
+        if self.link.eof_queued:
+            self.verdict_due = True
+            self.poller.mark(self, last=True)  # the Link was marked before, so it is flushed before
+        else:
             self.not_processed()
-        return not self.over
+        return False
+
+    def flush(self) -> None:
+        """The Link had its chance to send the FIN."""
+        self.not_processed()
 
     def not_processed(self) -> None:
         """The Host has ended, and nothing of what came since its last word reached it: the verdict."""
@@ -172,4 +192,4 @@ def serve(poller: Poller, dialler: Dialler, stream: MuxStream, on_done: Callable
     the Host, `relay.code` is the code of a reset or None. Whatever goes wrong with the Host resets `stream` and raises
     nothing.
     """
-    HostRelay(stream, dialler.open(), on_done).start()
+    HostRelay(poller, stream, dialler.open(), on_done).start()

@@ -1,8 +1,8 @@
 """The API host: where Agents become Links, and where the control API will be.
 
-It is one more target of the front. A WebSocket upgrade at the link path takes the Viewer's connection away from the front, with its transport and the bytes
-that came behind the request, and hands it to the door. Everything else goes to a target inside the process, over streams in memory
-(`process_opener`), or is not found.
+It is one more target of the front. A WebSocket upgrade at the link path takes the Viewer's connection away from the
+front, with its transport and the bytes that came behind the request, and hands it to the door. Everything else goes to
+a target inside the process, over streams in memory (`process_opener`), or is not found.
 """
 
 from __future__ import annotations

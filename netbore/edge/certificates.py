@@ -142,10 +142,21 @@ class Certificates:
         for listening in self._listening:
             listening.load(served)
         self._by_name[name.lower()] = served
+        self._prune()
 
     def remove(self, name: str) -> None:
         """Serve the default one for it again. Idempotent."""
         self._by_name.pop(name.lower(), None)
+        self._prune()
+
+    def all_served(self) -> tuple[Served, ...]:
+        """Every certificate that a handshake may get now."""
+        return (self._default, *self._by_name.values())
+
+    def _prune(self) -> None:
+        used = {served.fingerprint for served in self.all_served()}
+        for listening in self._listening:
+            listening.keep(used)
 
     async def keep_fresh(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look once a day whether a newer certificate is due, for ever. Failures are logged."""
@@ -166,6 +177,7 @@ class Certificates:
             log.error("the certificate was not renewed: %s", error)
             return
         self._default = served
+        self._prune()
         log.info("a new certificate is served, good until %s", datetime.fromtimestamp(served.not_after, UTC).date())
 
 
@@ -177,6 +189,8 @@ class _Listening:
         self._alpn = alpn
         self._contexts: dict[bytes, ssl.SSLContext] = {}
         self.context = self.load(certificates.default)
+        for served in certificates.all_served():
+            self.load(served)
         choose_by_name(self.context, self._choose)
 
     def load(self, served: Served) -> ssl.SSLContext:
@@ -185,6 +199,11 @@ class _Listening:
         if context is None:
             context = self._contexts[served.fingerprint] = make_context(served, self._alpn)
         return context
+
+    def keep(self, fingerprints: set[bytes]) -> None:
+        """Forget the contexts of other certificates. Handshakes that have begun keep theirs."""
+        for fingerprint in self._contexts.keys() - fingerprints:
+            del self._contexts[fingerprint]
 
     def _choose(self, name: str | None) -> ssl.SSLContext:
         return self._contexts[self._certificates.served_for(name).fingerprint]

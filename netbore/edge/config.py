@@ -33,9 +33,10 @@ class EdgeLimits:
 class EdgeConfig:
     """Settings of one Edge.
 
-    `domain` is the apex: Tunnels are `<name>.<domain>`. `api_host` defaults to it. `listen` and `http_listen` are (host, port), port 0
-    takes a free one; `http` is "redirect" or "serve". Without `cert_file` and `key_file` the Edge makes its own CA and certificate
-    in `state_dir`. `public_port` and `public_url_scheme` are what Viewers see when something stands before the Edge.
+    `domain` is the apex: Tunnels are `<name>.<domain>`. `api_host` defaults to it. `listen` and `http_listen` are
+    (host, port), port 0 takes a free one; `http` is "redirect" or "serve". Without `cert_file` and `key_file` the Edge
+    makes its own CA and certificate in `state_dir`. `public_port` and `public_url_scheme` are what Viewers see when
+    something stands before the Edge.
     """
 
     state_dir: Path = attrs.field(converter=Path)

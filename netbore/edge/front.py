@@ -1,8 +1,8 @@
 """The front: accepts Viewers, and sends each request where its host name says.
 
-It is hand 1 of the data path, the only one that knows Viewers. For each accepted transport there is a `ViewerConnection`, for each request an
-`Exchange`; the RouteTable turns its authority into a route (hand 2), the gate says allow or refuse (hand 3), and the route's target
-carries it on (hand 4).
+It is hand 1 of the data path, the only one that knows Viewers. For each accepted transport there is a
+`ViewerConnection`, for each request an `Exchange`; the RouteTable turns its authority into a route (hand 2), the gate
+says allow or refuse (hand 3), and the route's target carries it on (hand 4).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ State: TypeAlias = Literal["pending", "online", "offline"]
 Place: TypeAlias = tuple[str, int]
 
 #: An address for display, from which a Host header can be taken: host and port, or a URL without user and password.
-TARGET: Final = re.compile(r"(?:https?://)?(?P<host>[^/?#@\s]*)(?:[/?#][!-~]*)?")
+TARGET: Final = re.compile(r"(?:https?://)?(?P<host>(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?)(?:[/?#][!-~]*)?")
 
 
 class Refused(Exception):
@@ -142,7 +142,7 @@ class Records:
         return self._refresh(tunnel)
 
     def end_pending(self, tunnel: str) -> Tunnel:
-        """It was bound, or will not be."""
+        """It was bound, or will not be. The record must be there."""
         self._pending.pop(tunnel, None)
         return self._refresh(tunnel)
 

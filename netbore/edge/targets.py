@@ -163,7 +163,8 @@ class HostTarget:
             self._hold(exchange, head)
             return
         try:
-            host = way.connection(exchange, pooled=self.pooled)
+            # A second try gets a new connection: other idle ones may be just as dead, and there is no third.
+            host = way.connection(exchange, pooled=self.pooled and not exchange.retries)
         except Refused as refused:
             exchange.refuse(refused.problem)
             return

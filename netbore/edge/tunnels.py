@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
+import trio
 
 from netbore.edge import names
 from netbore.edge.authority import SERVE, Grant
@@ -45,6 +46,8 @@ MODES: Final = frozenset({"crash", "handover"})
 #: How often a random name is tried.
 RANDOM_TRIES: Final = 16
 TUNNEL_ID_BYTES: Final = 10
+#: How long a deletion may take to release what was held, though it is cancelled.
+RELEASE_SECONDS: Final = 5.0
 TARGET_LENGTH: Final = 255
 
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -150,6 +153,7 @@ class Tunnels:
 
     async def create(self, owner: str, *, name: str | None = None) -> Created:
         """Set a name aside for its owner (None: a random one). Raises Refused."""
+        await trio.lowlevel.checkpoint()
         self._records.end_all_pending(self._minting.clock())
         if name is not None:
             self._check_name(name)
@@ -163,30 +167,41 @@ class Tunnels:
                 raise Refused(Code.NAME_TAKEN, f"the name {tunnel.name} is in use")
         except BaseException:
             self._minting.ephemerals.forget(tunnel.id)
+            self._not_pending(tunnel.id)
             self._take_back(tunnel.id, fresh)
             raise
         return Created(tunnel, token, self._recreate_token(tunnel), expires)
 
     async def delete(self, tunnel: str, *, force: bool = False) -> bool:
         """Delete a Tunnel, its name and its tokens; whether there was one. `force`: its Streams do not come to their end."""
+        found = self.get(tunnel)
+        holding = await self._registry.lookup(found.name if found is not None else "")
         found = self._records.remove(tunnel)
-        holding = await self._registry.lookup(found.name) if found is not None else None
         if found is None:
             return False
         self._minting.ephemerals.forget(tunnel)
-        if holding is not None and holding.holder.owner == found.owner:
-            for link, handle in holding.links:
-                await self._registry.release(found.name, link, handle)
-        else:
+        if holding is not None and holding.holder.owner != found.owner:
             holding = None
         for callback in self.on_deleted:
             callback(found, holding, force)
+        if holding is not None:
+            await self._release_all(found, holding)
         return True
+
+    async def _release_all(self, tunnel: Tunnel, holding: Holding) -> None:
+        """Of a Tunnel that is gone from the records: nobody would try again, so being cancelled does not count at once."""
+        if self._hub.active:
+            for link, _ in sorted(holding.links):
+                self._hub.emit(TunnelUnbound(tunnel.id, tunnel.name, link, offline=True))
+        with trio.move_on_after(RELEASE_SECONDS, shield=True):
+            for link, handle in holding.links:
+                await self._registry.release(tunnel.name, link, handle)
 
     # The door's side
 
     async def bind(self, grants: Sequence[Grant], instance: str, link: str, request: BindRequest) -> Bound:
         """Serve a Tunnel over (link, request.handle), as the best of `grants` allows. Raises Refused."""
+        await trio.lowlevel.checkpoint()
         self._check(request, link)
         grant, name = self._choose(grants, request.name)
         if name is None:
@@ -196,7 +211,9 @@ class Tunnels:
     async def release(self, link: str, handle: int) -> None:
         """(link, handle) serves its Tunnel no more. The name stays its owner's. Idempotent."""
         tunnel = self._unplace((link, handle))
-        if tunnel is not None:
+        if tunnel is None:
+            await trio.lowlevel.checkpoint()
+        else:
             await self._registry.release(tunnel.name, link, handle)
 
     async def release_link(self, link: str) -> None:
@@ -334,6 +351,10 @@ class Tunnels:
         found = self._records.by_id.get(tunnel)
         if fresh and found is not None and found.state == "offline":
             self._records.remove(tunnel)
+
+    def _not_pending(self, tunnel: str) -> None:
+        if tunnel in self._records.by_id:
+            self._records.end_pending(tunnel)
 
     def _free_id(self, wanted: str | None) -> str:
         if wanted is not None and wanted not in self._records.by_id:

@@ -85,6 +85,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._timer: Timer | None = None
         self._arrived: deque[MuxStream] = deque()
         self._changed = trio.Event()
+        self._drained: trio.Event | None = None
 
     # State
 
@@ -168,6 +169,14 @@ class Link(trio.abc.Listener[StreamAdapter]):
             await self._changed.wait()
         return StreamAdapter(self._arrived.popleft())
 
+    async def drained(self) -> None:
+        """Wait until no Stream is open, or the Link has ended. A checkpoint; for one task at a time."""
+        await trio.lowlevel.checkpoint()
+        while self.ended is None and not self.session.mux.idle:
+            self._drained = trio.Event()
+            await self._drained.wait()
+        self._drained = None
+
     async def aclose(self) -> None:
         """End the Link at once. A checkpoint."""
         self.close(Code.GOING_AWAY, "closed")
@@ -221,6 +230,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
                 return
             self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
         transport.watch(True, bool(self._unsent) or self.session.has_output)
+        if self._drained is not None and self.session.mux.idle:
+            self._drained.set()
         self._arm()
 
     # Inside
@@ -229,6 +240,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._poller.mark(self, last=True)
 
     def _after(self) -> None:
+        if self._drained is not None and self.session.mux.idle:
+            self._drained.set()
         if self._transport is not None and self.session.has_output:
             self._mark()
         else:
@@ -278,6 +291,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
             stream.release()
         self._arrived.clear()
         self._changed.set()
+        if self._drained is not None:
+            self._drained.set()
         self._user.on_ended(self, ended)
 
     def _arm(self) -> None:

@@ -377,7 +377,7 @@ def listen(
     `limit` connections may be open at once (PollerLimits.viewers), more wait in the kernel. Raises OSError.
     """
     if sock is None:
-        sock = _bound(host, port)
+        sock = bind(host, port)
     sock.setblocking(False)
     try:
         return TcpListener(poller, sock, on_accept, options or TcpOptions(), poller.limits.viewers if limit is None else limit)
@@ -386,7 +386,8 @@ def listen(
         raise
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on a numeric address; port 0 takes a free one. Raises OSError."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

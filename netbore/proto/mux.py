@@ -224,6 +224,11 @@ class Mux:
             return Refusal.MAX_STREAMS
         return None
 
+    @property
+    def idle(self) -> bool:
+        """No Stream is open but the control stream."""
+        return len(self._streams) == 1 and not self._unopened
+
     def open(self, kind: Kind, handle: int, hops: int = 0, facts: dict[str, Any] | None = None) -> MuxStream | None:
         """Open a Stream; it may be sent on at once. None when `refusal` forbids it.
 

@@ -12,8 +12,9 @@ import trio
 from netbore.agent.host_relay import serve
 from netbore.agent.targets import Dialler, HostAddress
 from netbore.edge.front import Front
+from netbore.edge.pool import PoolLimits
 from netbore.edge.routes import Route, RouteTable
-from netbore.edge.targets import HostTarget, link_opener
+from netbore.edge.targets import HostLimits, HostTarget, link_opener
 from netbore.link.link import Link
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Poller, Timer, open_poller
@@ -85,9 +86,11 @@ class HostConnection:
 
     def _answer(self) -> None:
         head, end, rest = self._buffer.partition(b"\r\n\r\n")
+        if not end:
+            return
         lengths = [int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
         length = lengths[0] if lengths else 0
-        if not end or len(rest) < length:
+        if len(rest) < length:
             return
         body, self._buffer = rest[:length], rest[length:]
         self._host.served.append(body)
@@ -172,7 +175,10 @@ async def whole_path(
     link_latency: tuple[float, float] = (0.01, 0.08),
     host_latency: tuple[float, float] | None = None,
 ) -> AsyncIterator[Path]:
-    """`host_latency` None: what the Host does is with the Agent's kernel at once."""
+    """`host_latency` None: what the Host does is with the Agent's kernel at once.
+
+    The pool uses connections for longer than it has seen the Host keep them, so that awkward moments are met.
+    """
     async with trio.open_nursery() as nursery, open_poller() as poller:
         host = Host(poller, keep, closing)
         edge, agent = await simulated_links(poller, random, link_latency)
@@ -185,7 +191,7 @@ async def whole_path(
         dialler = Dialler(poller, nursery, TARGET, connect=connect)
         done: list[Relay] = []
         agent.on_stream = lambda stream: serve(poller, dialler, stream, done.append)
-        target = HostTarget(poller, apex=b"tunnel.localhost")
+        target = HostTarget(poller, apex=b"tunnel.localhost", limits=HostLimits(pool=PoolLimits(patience=1000)))
         target.add(link_opener(edge, 1))
         routes = RouteTable()
         routes.put(Route(b"demo.tunnel.localhost", target))

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from netbore.agent.host_relay import HostRelay
 from netbore.link.stream import StreamAdapter
 from netbore.link.transport import Transport
 from netbore.link.poller import Poller
@@ -15,7 +16,7 @@ from netbore.proto.wire import Code, Kind
 from tests.agent.support import Joined, Path, one_stream, whole_path
 from tests.link.support import tls_over
 
-SEEDS = range(12)
+SEEDS = range(150)
 
 
 # One Stream, event by event.
@@ -254,8 +255,6 @@ async def test_no_post_fails_at_a_host_that_closes_idle_connections(seed: int, a
     """What the Host does is in the Agent's kernel at once, so no request is ever given to a Host that has closed."""
     random = Random(seed)
     async with whole_path(random, keep=1.0, closing=lambda: random.choice(("fin", "half", "abort"))) as path:
-        # Its memory would keep the pool from using connections at the awkward moment.
-        path.target.ways[0].pool._patience.learn = lambda seconds: None  # type: ignore[method-assign]
         statuses = await ask_many(path, random, keep=1.0)
         assert statuses == [200] * 240
         assert len(path.host.served) == 240, "a request was served twice"
@@ -271,7 +270,7 @@ async def test_only_what_was_given_can_fail(seed: int, autojump_clock: trio.test
     async with whole_path(random, keep=1.0, host_latency=(0.001, 0.03)) as path:
         statuses = await ask_many(path, random, keep=1.0)
         failed = sum(status != 200 for status in statuses)
-        given = sum(one.code == Code.HOST_CLOSED for one in path.done)
+        given = sum(isinstance(one, HostRelay) and not one.spoke_last for one in path.done)
         assert failed <= given
         assert len(set(path.host.served)) == len(path.host.served), "a request was served twice"
         assert statuses.count(200) == len(path.host.served)

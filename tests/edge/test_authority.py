@@ -6,7 +6,9 @@ import json
 import os
 import random
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,19 @@ def test_what_is_in_it_is_kept(setting: Setting) -> None:
     assert again.signing_keys == setting.state.signing_keys
 
 
+def test_many_that_open_it_at_once_agree(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def open_it(_: int) -> tuple[str, str, SigningKeys]:
+        start.wait()
+        state = StateDirectory(tmp_path / "state", os.urandom)
+        return state.edge_id, state.operator_token, state.signing_keys
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(open_it, range(8)))
+    assert found == [found[0]] * 8
+
+
 def test_two_directories_differ(tmp_path: Path) -> None:
     one, two = (StateDirectory(tmp_path / name, os.urandom) for name in "ab")
     assert one.edge_id != two.edge_id
@@ -217,13 +232,13 @@ def test_a_new_signing_key_signs_and_the_old_ones_verify(setting: Setting) -> No
 @pytest.mark.parametrize("name", ["operator-token", "signing-keys", "edge-id"])
 def test_a_secret_that_others_may_read_is_refused(setting: Setting, name: str) -> None:
     (setting.state.path / name).chmod(0o640)
-    with pytest.raises(StateError, match=f"{name} holds a secret.*chmod 600"):
+    with pytest.raises(StateError, match=rf"{name} holds a secret.*chmod 600"):
         StateDirectory(setting.state.path, os.urandom)
 
 
 def test_a_directory_that_others_may_write_to_is_refused(setting: Setting) -> None:
     setting.state.path.chmod(0o770)
-    with pytest.raises(StateError, match="others may write.*chmod 700"):
+    with pytest.raises(StateError, match=r"others may write.*chmod 700"):
         StateDirectory(setting.state.path, os.urandom)
 
 

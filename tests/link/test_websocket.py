@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import ssl
+from functools import partial
 from random import Random
 
 import pytest
@@ -18,7 +19,6 @@ from netbore.link.poller import Poller, open_poller
 from netbore.link.tcp import TcpTransport, listen
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
-from netbore.link.waiter import TransportWaiter
 from netbore.link.websocket import DRAW, FLUSH, UpgradeRefused, WebSocketTransport, keys, masker, slow_masker
 from netbore.proto.http.messages import RequestHead
 from netbore.proto.websocket import Refusal, accept_upgrade
@@ -372,6 +372,42 @@ def test_keys_are_fresh_over_several_draws() -> None:
     assert len(set(drawn)) > DRAW - 5
 
 
+def test_unsent_counts_what_is_held_here_and_below() -> None:
+    async def scenario() -> None:
+        async with poller_for("memory") as poller:
+            client, server = await raw_pair(poller, capacity=1000)
+            transport = server.transport
+            assert isinstance(transport, WebSocketTransport)
+            assert transport.unsent() is False
+            client.read(False)
+            server.send(bytes(5000))
+            assert transport.unsent() is True
+            client.read(True)
+            await until(lambda: not transport.draining)
+            assert transport.unsent() is False
+
+    run("memory", scenario)
+
+
+def test_what_arrives_for_an_owner_that_does_not_read_waits() -> None:
+    async def scenario() -> None:
+        async with poller_for("memory") as poller:
+            leftover = bytes(FrameProtocol(client=True, extensions=[]).send_data(b"early"))
+            _, server = await raw_pair(poller, leftover)
+            await until(lambda: server.received == b"early")
+            client, server = await raw_pair(poller, leftover, read=False)
+            server.read(True)
+            server.read(False)  # on the ready list already, and not wanted any more
+            client.send(bytes(client.frames.send_data(b" and late")))
+            await trio.sleep(0.1)
+            assert not server.received
+            assert server.transport.try_recv(100) == b"early"
+            assert server.transport.try_recv(100) == b" and late"
+            assert server.transport.try_recv(100) is None
+
+    run("memory", scenario)
+
+
 # --- an independent implementation ---
 
 
@@ -458,15 +494,14 @@ async def test_an_independent_client_has_megabytes_echoed_by_our_server(secure: 
 
 
 async def echo_messages(request: WebSocketRequest) -> None:
+    """Echo until the peer's end, which raises ConnectionClosed."""
     assert "netbore.v1" in request.proposed_subprotocols
     connection = await request.accept(subprotocol="netbore.v1")
-    try:
-        while True:
-            await connection.ping()
-            await connection.send_message(await connection.get_message())
-    except ConnectionClosed as closed:
-        assert closed.reason is not None
-        assert closed.reason.code == 1000
+    for _ in range(10):
+        await connection.send_message(await connection.get_message())
+        await connection.ping()
+    while True:
+        await connection.send_message(await connection.get_message())
 
 
 @pytest.mark.seconds(30)
@@ -474,14 +509,23 @@ async def echo_messages(request: WebSocketRequest) -> None:
 async def test_our_client_has_megabytes_echoed_by_an_independent_server(secure: bool) -> None:
     context: ssl.SSLContext | None = contexts()[1] if secure else None
     async with open_poller() as poller, trio.open_nursery() as nursery:
-        server = await nursery.start(serve_websocket, echo_messages, "127.0.0.1", 0, context)
+        ends: list[int] = []
+
+        async def handle(request: WebSocketRequest) -> None:
+            with pytest.raises(ConnectionClosed) as closed:
+                await echo_messages(request)
+            assert closed.value.reason is not None
+            ends.append(closed.value.reason.code)
+
+        # A queue with room for all: its reader must come to the pongs that the echo waits for.
+        serve = partial(serve_websocket, message_queue_size=1000)
+        server = await nursery.start(serve, handle, "127.0.0.1", 0, context)
         inner: Transport = await connect_tcp(poller, "127.0.0.1", server.port)
         if secure:
             inner = TlsTransport.client(poller, inner, contexts()[0], server_name=NAME, link=True)
         transport = WebSocketTransport.client(poller, inner, host=f"{NAME}:{server.port}", path=PATH)
-        waiter = TransportWaiter(transport)
-        await waiter.opened()
         client = Recorder(transport)
+        await until(lambda: client.opened)
         client.send(BULK)
         await until(lambda: len(client.received) == len(BULK))
         assert hashlib.sha256(client.received).digest() == hashlib.sha256(BULK).digest()
@@ -489,6 +533,8 @@ async def test_our_client_has_megabytes_echoed_by_an_independent_server(secure: 
         transport.send_eof()
         await until(lambda: client.eof or client.broken)
         assert client.eof
+        await until(lambda: ends)
+        assert ends == [1000]
         transport.close()
         poller.audit()
         nursery.cancel_scope.cancel()

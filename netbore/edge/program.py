@@ -1,0 +1,110 @@
+"""The program `netbore-edge`: options to a config, and the Edge until a signal comes. No logic."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from netbore.config import parse_address
+from netbore.edge.config import EdgeConfig
+from netbore.edge.edge import Edge
+from netbore.errors import ConfigError
+from netbore.signals import INTERRUPTED, until_signalled
+
+#: Exit codes: 0 stopped by a signal, 2 wrong options or a state that cannot be used, 130 cut short by a second signal.
+UNUSABLE = 2
+
+
+@click.group(context_settings={"auto_envvar_prefix": "NETBORE", "help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="netbore")
+def main() -> None:
+    """The Edge: the public side of Netbore. Each option can be set by the environment too, as NETBORE_SERVE_<OPTION>."""
+
+
+@main.command()
+@click.option("--domain", default="tunnel.localhost", show_default=True, help="Tunnels are <name>.DOMAIN.")
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="TLS listener, HOST:PORT; port 0 takes a free one.")
+@click.option("--http-listen", help="Plain HTTP listener, HOST:PORT.")
+@click.option("--http", type=click.Choice(["redirect", "serve"]), default="redirect", show_default=True, help="What it does.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("netbore-state"),
+    show_default=True,
+    help="Keys, the embedded CA (ca.pem) and the operator's token are kept here.",
+)
+@click.option("--api-host", help="Host name of the API and of the Agents' endpoint.  [default: DOMAIN]")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="Certificate chain (PEM), in place of the embedded CA's.")
+@click.option("--key-file", type=click.Path(path_type=Path), help="Its key (PEM).")
+@click.option("--public-port", type=int, help="The port that Viewers use, when it is not the listener's.")
+@click.option("--public-url-scheme", type=click.Choice(["https", "http"]), default="https", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Logs go to standard error.",
+)
+def serve(
+    domain: str,
+    listen: str,
+    http_listen: str | None,
+    http: str,
+    state_dir: Path,
+    api_host: str | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    public_port: int | None,
+    public_url_scheme: str,
+    log_level: str,
+) -> None:
+    """Accept Viewers and Agents until SIGINT or SIGTERM; the first drains, the second quits.
+
+    Prints `ready https://HOST:PORT` when it accepts, and a second such line for the plain listener.
+    """
+    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = EdgeConfig(
+            state_dir=state_dir,
+            domain=domain.lower().rstrip("."),
+            listen=_address(listen),
+            http_listen=_address(http_listen) if http_listen else None,
+            http=http,
+            api_host=api_host.lower() if api_host else None,
+            cert_file=cert_file,
+            key_file=key_file,
+            public_port=public_port,
+            public_url_scheme=public_url_scheme,
+        )
+        gentle = trio.run(_serve, config)
+    except* ConfigError as group:
+        error = _first(group)
+        click.echo(f"netbore-edge: {error}", err=True)
+        sys.exit(UNUSABLE)
+    sys.exit(0 if gentle else INTERRUPTED)
+
+
+def _address(text: str) -> tuple[str, int]:
+    address = parse_address(text, zero=True)
+    host = "127.0.0.1" if address.host == "localhost" else address.host
+    return host, address.port
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(config: EdgeConfig) -> bool:
+    async with Edge(config) as edge:
+        print(f"ready {edge.url}", flush=True)  # noqa: T201 - the one thing that goes to standard output
+        if edge.http_url is not None:
+            print(f"ready {edge.http_url}", flush=True)  # noqa: T201
+        return await until_signalled(edge.drain)
