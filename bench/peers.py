@@ -237,11 +237,11 @@ class Netbore(Peer):
     def _open(self, host: str, folder: Path) -> Viewer:
         edge = self._add("server", Program("edge", [word.format(state=folder) for word in self._edge], folder))
         port = edge.wait_for(r"ready https://\S+:(\d+)")[1]
-        plain = edge.wait_for(r"ready (http://\S+)")[1]
+        plain = edge.wait_for(r"ready http://\S+:(\d+)")[1]
         words = [word.format(state=folder, host=host, port=port) for word in self._agent]
         agent = self._add("client", Program("agent", words, folder))
         public = agent.wait_for(r"(https?://\S+)")[1]
-        return Viewer(plain.rstrip("/"), urlsplit(public).hostname)
+        return Viewer(f"http://127.0.0.1:{plain}", urlsplit(public).hostname)
 
 
 def make_certificate(folder: Path) -> None:

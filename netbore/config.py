@@ -183,7 +183,8 @@ def split_url(url: str, text: str) -> tuple[str, str, int | None, str]:
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{host!r} was given with a user or password; tokens go in a file or the environment, never in a URL")
     if parts.query or parts.fragment or not host:
-        raise ConfigError(f"{text!r} should be {parts.scheme}://HOST[:PORT], with no '?' or '#' behind it")
+        where = f"{parts.scheme}://{host or 'HOST'}"
+        raise ConfigError(f"a URL that begins with {where} should be {parts.scheme}://HOST[:PORT], with no '?' or '#' behind it")
     check_host(host, text)
     if port == 0:
         raise ConfigError(f"port 0 in {text!r} is out of range; give a number from 1 to 65535")

@@ -6,33 +6,36 @@
                 tunnel = await agent.open_tunnel("demo")
                 ...
 
-Everything is the code that runs in production; only sockets, the clock and randomness are replaced. The network can cut, silence and
-hold connections (`world.network`, and `path` of each transport). One `seed` gives one course of events.
+Everything is the code that runs in production; only sockets, the clock and randomness are replaced. The network can cut,
+silence and hold connections (`world.network`, and `path` of each transport). One `seed` gives one course of events.
 """
 
 from __future__ import annotations
 
+import pathlib
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import attrs
 import trio
 
 from netbore.agent.agent import Agent, run_agent
-from netbore.agent.connect import ConnectLimits
-from netbore.edge.config import EdgeConfig
+from netbore.agent.connect import ConnectLimits, Dial
+from netbore.edge.config import LINK_PATH, EdgeConfig
 from netbore.edge.core import Core, open_core
 from netbore.edge.services import operator_services
 from netbore.edge.statedir import StateDirectory
 from netbore.edge.tunnels import PublicAddress
 from netbore.link.poller import Poller, open_poller
-from netbore.link.simulated import Conditions, Network, SimulatedTransport
+from netbore.link.simulated import Conditions, Network, Path, SimulatedTransport
 from netbore.link.socket_stream import TransportStream
 from netbore.link.stream import StreamAdapter
+from netbore.link.transport import Transport
 from netbore.link.waiter import TransportWaiter
+from netbore.link.websocket import WebSocketTransport
 from netbore.proto.handshake import Credential
 
 EDGE = "edge"
@@ -51,17 +54,24 @@ class World:
     state: StateDirectory
     random: Random
     dialled: list[SimulatedTransport] = attrs.field(factory=list)
+    #: Told of the path of each dial of an Agent before anything is sent on it.
+    on_dial: Callable[[Path], None] | None = None
 
     @asynccontextmanager
     async def agent(
-        self, credential: Credential | None = None, *, instance: str | None = None, limits: ConnectLimits | None = None
+        self,
+        credential: Credential | None = None,
+        *,
+        instance: str | None = None,
+        limits: ConnectLimits | None = None,
+        dial: Dial | None = None,
     ) -> AsyncIterator[Agent]:
-        """An Agent with the operator's token, or another credential."""
+        """An Agent with the operator's token, or another credential. It dials by `dial_edge`, or by another `dial`."""
         credential = credential or Credential("operator", self.state.operator_token)
         instance = instance or self.random.randbytes(16).hex()
         async with run_agent(
             self.poller,
-            self.dial_edge,
+            dial or self.dial_edge,
             credential,
             agent="netbore-testing",
             instance=instance,
@@ -72,19 +82,27 @@ class World:
 
     async def dial_edge(self) -> SimulatedTransport:
         """A transport to the Edge's door. Raises TransportBroken."""
-        transport = await self.dial(EDGE, LINK_PORT)
+        transport = await _opened(self._begin(LINK_PORT))
         self.dialled.append(transport)
+        return transport
+
+    async def dial_websocket(self) -> WebSocketTransport:
+        """The same by an upgrade at the API host, through the front. Raises TransportBroken."""
+        inner = self._begin(VIEWER_PORT)
+        transport = WebSocketTransport.client(self.poller, inner, host=DOMAIN, path=LINK_PATH)
+        await _opened(transport)
+        self.dialled.append(inner)
+        return transport
+
+    def _begin(self, port: int) -> SimulatedTransport:
+        transport = self.network.dial(self.poller, EDGE, port)
+        if self.on_dial is not None:
+            self.on_dial(transport.path)
         return transport
 
     async def dial(self, host: str, port: int) -> SimulatedTransport:
         """Any transport of the simulated network, open. Raises TransportBroken."""
-        transport = self.network.dial(self.poller, host, port)
-        try:
-            await TransportWaiter(transport).opened()
-        except BaseException:
-            transport.close(abort=True)
-            raise
-        return transport
+        return await _opened(self.network.dial(self.poller, host, port))
 
     async def view(self) -> StreamAdapter:
         """A Viewer's connection to the Edge, in plain HTTP."""
@@ -97,6 +115,19 @@ class World:
         )
 
 
+T = TypeVar("T", bound=Transport)
+
+
+async def _opened(transport: T) -> T:
+    """`transport`, once bytes may flow; closed when they never will."""
+    try:
+        await TransportWaiter(transport).opened()
+    except BaseException:
+        transport.close(abort=True)
+        raise
+    return transport
+
+
 @asynccontextmanager
 async def open_world(
     seed: int = 0, *, conditions: Conditions | None = None, config: EdgeConfig | None = None
@@ -104,8 +135,8 @@ async def open_world(
     """A world with an Edge in it. Needs a MockClock, such as pytest-trio's `autojump_clock`."""
     random = Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        config = config or EdgeConfig(state_dir=Path(folder), domain=DOMAIN)
-        state = StateDirectory(Path(folder) / "state", random.randbytes)
+        config = config or EdgeConfig(state_dir=pathlib.Path(folder), domain=DOMAIN)
+        state = StateDirectory(pathlib.Path(folder) / "state", random.randbytes)
         services = operator_services(
             state,
             PublicAddress(config.domain, VIEWER_PORT, "http"),

@@ -15,7 +15,7 @@ from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
 from netbore.link.waiter import TransportWaiter
 from netbore.link.websocket import UpgradeRefused, WebSocketTransport
-from netbore.proto.wire import DEAD_SECONDS
+from netbore.proto.wire import DEAD_SECONDS, SUBPROTOCOL
 
 #: Where an Edge upgrades to a Link, unless its URL has a path.
 LINK_PATH = "/.netbore/link"
@@ -65,5 +65,6 @@ def explained(error: TransportBroken) -> Exception:
     if error.kind == "untrusted":
         return EdgeUntrusted(f"the Edge's certificate is not trusted: {error.reason}")
     if isinstance(error, UpgradeRefused) and error.answer.status == 426:
-        return VersionMismatch(f"the Edge speaks another version of the protocol: {error.reason}")
+        spoken = ", ".join(error.answer.supported) or "other versions"
+        return VersionMismatch(f"the Edge speaks {spoken}, and this Agent {SUBPROTOCOL}: update the older one")
     return error

@@ -158,7 +158,7 @@ class Connector:
                 self._reason = f"the Edge broke the protocol: {error.text}"
             except trio.TooSlowError:
                 self._reason = "the Edge did not answer in time"
-            if self._closed:
+            if self._is_closed():
                 return
             if self._final is not None:
                 raise self._final
@@ -176,6 +176,9 @@ class Connector:
         self._closed = True
         if self.link is not None:
             self.link.close(code, text)
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     # One transport
 

@@ -58,13 +58,13 @@ class AgentLink:
         self.bound: dict[int, str] = {}
         self._unanswered = 0
         self._grace: Timer | None = None
-        self._unwatch: Callable[[], None] | None = None
+        self._unwatch: list[Callable[[], None]] = []
         budget = Budget(door.limits.link_budget, door.parts.budget)
         self.link = Link(door.parts.poller, Role.ACCEPTOR, ours, hello.limits, self, name=link_id, budget=budget)
 
     def watch_grant(self) -> None:
         """Fall with the Grant when it is revoked."""
-        self._unwatch = self._parts.authority.watch(self.grant, self._revoked)
+        self._unwatch.append(self._parts.authority.watch(self.grant, self._revoked))
 
     def _revoked(self, why: str) -> None:
         self.link.close(Code.UNAUTHORIZED, why)
@@ -101,8 +101,8 @@ class AgentLink:
     def on_ended(self, link: Link, ended: Ended) -> None:
         log.info("link %s has ended: %s %s", self.id, ended.code, ended.text)
         self._stop_grace()
-        if self._unwatch is not None:
-            self._unwatch()
+        for unwatch in self._unwatch:
+            unwatch()
         self._parts.publisher.forget(self)
         self._door.ended(self)
 

@@ -54,6 +54,7 @@ class Services:
     authority: Authority
     registry: Registry
     tunnels: Tunnels
+    hub: Hub
 
 
 @asynccontextmanager
@@ -61,7 +62,7 @@ async def open_core(
     poller: Poller, config: EdgeConfig, services: Services, covers: Covers = one_certificate
 ) -> AsyncIterator[Core]:
     """A running Edge without listeners."""
-    hub = Hub()
+    hub = services.hub
     routes = RouteTable()
     limits = config.limits
     publisher = Publisher(poller, routes, hub, apex=config.domain, limits=limits.host)

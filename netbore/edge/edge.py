@@ -172,7 +172,7 @@ async def _run(config: EdgeConfig) -> AsyncIterator[Running]:
         sockets = _bind(config, stack)
         port = sockets["https"].getsockname()[1]
         public = PublicAddress(config.domain, config.public_port or port, config.public_url_scheme)
-        services = operator_services(state, public, clock=time.time)
+        services = operator_services(state, public, clock=time.time, api_host=config.api)
         limits = config.limits.poller
         async with (
             open_poller(limits=limits) as poller,

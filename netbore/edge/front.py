@@ -18,6 +18,7 @@ from netbore.edge.routes import RouteTable
 from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.transport import Transport
+from netbore.proto.http.codec import Opinion
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.headers import Forwarding, to_host
@@ -38,8 +39,8 @@ class FrontLimits:
 
     exchange: ExchangeLimits = ExchangeLimits()
     http: HttpLimits = HttpLimits()
-    #: Whether h11 has to read each head as the strict check did.
-    second_opinion: bool = True
+    #: Whose heads h11 has to read as the strict check did.
+    second_opinion: Opinion = Opinion.ODD
 
 
 def allow_all(exchange: Exchange) -> Problem | ResponseHead | None:
@@ -173,4 +174,3 @@ class Front:
 
     def _clock(self) -> float:
         return self._poller.now
-

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from netbore.edge.authority import OperatorAuthority
 from netbore.edge.core import Services
+from netbore.edge.hub import Hub
+from netbore.edge.names import RESERVED
 from netbore.edge.registry import MemoryRegistry
 from netbore.edge.statedir import StateDirectory
 from netbore.edge.tokens import Ephemerals, RandomBytes
@@ -20,12 +22,15 @@ def operator_services(
     clock: Callable[[], float],
     random: RandomBytes = secrets.token_bytes,
     below: Callable[[int], int] = secrets.randbelow,
+    api_host: str = "",
 ) -> Services:
-    """All of them, made of one state directory. `clock` is wall time in seconds."""
+    """All of them, made of one state directory. `clock` is wall time in seconds; nobody gets the name of `api_host`."""
+    hub = Hub()
     ephemerals = Ephemerals(random)
     authority = OperatorAuthority(state, ephemerals, clock)
     registry = MemoryRegistry()
     minting = Minting(lambda: state.signing_keys, ephemerals, random, below, clock)
-    tunnels = Tunnels(registry, address, minting)
+    reserved = RESERVED | {api_host.removesuffix(f".{address.domain}")}
+    tunnels = Tunnels(registry, address, minting, reserved=reserved, hub=hub)
     tunnels.on_deleted.append(lambda tunnel, holding, force: authority.revoke(tunnel.id, "the tunnel was deleted"))
-    return Services(state.edge_id, authority, registry, tunnels)
+    return Services(state.edge_id, authority, registry, tunnels, hub)

@@ -22,7 +22,9 @@ from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.tcp import TcpTransport
 from netbore.proto.http import headers
+from netbore.proto.http.codec import Opinion
 from netbore.proto.http.exchange import Exchange
+from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.host import HostConnection
 from netbore.proto.http.messages import RequestHead, ResponseHead
 from netbore.proto.http.pages import PROBLEMS, Problem
@@ -50,6 +52,9 @@ class HostLimits:
 
     exchange: ExchangeLimits = ExchangeLimits()
     pool: PoolLimits = PoolLimits()
+    http: HttpLimits = HttpLimits()
+    #: Whose heads h11 has to read as the strict check did.
+    second_opinion: Opinion = Opinion.ODD
     #: How long a request waits for a broken Link, and how many may wait for one Tunnel.
     held_seconds: float = 10.0
     held: int = 1000
@@ -71,7 +76,15 @@ class Way:
         """A connection that can carry `exchange`. Raises Refused."""
         host = self.pool.take(exchange.viewer) if pooled else None
         if host is None:
-            host = HostConnection(self._opener(), self, self._target.clock, self._target.limits.exchange)
+            limits = self._target.limits
+            host = HostConnection(
+                self._opener(),
+                self,
+                self._target.clock,
+                limits.exchange,
+                limits.http,
+                second_opinion=limits.second_opinion,
+            )
             self._live.add(host)
             self._poller.sweep(host)
         return host

@@ -5,7 +5,8 @@ it remembered, so it carries its own claims, signed by a key of the state direct
 verifying until they are removed. An *ephemeral token* is random; the Edge remembers its hash until it expires. It is good
 once per instance: the first Agent that presents it owns it, and may present it again, since the answer may have been lost.
 
-A token has one spelling only. Every comparison is of hashes or MACs, in constant time.
+MACs are of a token's text, not of what it decodes to, so it has one spelling only. Every comparison is of hashes or
+MACs, in constant time.
 """
 
 from __future__ import annotations
@@ -58,12 +59,11 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes | None:
-    """The bytes of base64url, or None; a second spelling of the same bytes is none."""
+    """The bytes of base64url, or None."""
     try:
-        data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     except ValueError:  # UnicodeError and binascii.Error are such
         return None
-    return data if _encode(data) == text else None
 
 
 @attrs.frozen

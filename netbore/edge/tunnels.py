@@ -174,11 +174,14 @@ class Tunnels:
 
     async def delete(self, tunnel: str, *, force: bool = False) -> bool:
         """Delete a Tunnel, its name and its tokens; whether there was one. `force`: its Streams do not come to their end."""
-        found = self.get(tunnel)
-        holding = await self._registry.lookup(found.name if found is not None else "")
+        known = self.get(tunnel)
+        if known is None:
+            await trio.lowlevel.checkpoint()
+            return False
+        holding = await self._registry.lookup(known.name)
         found = self._records.remove(tunnel)
         if found is None:
-            return False
+            return False  # somebody else deleted it meanwhile
         self._minting.ephemerals.forget(tunnel)
         if holding is not None and holding.holder.owner != found.owner:
             holding = None

@@ -35,6 +35,8 @@ from netbore.proto.wire import FLUSH, MAX_ID, Code, Kind
 
 #: Bytes taken from a Link's transport in one read (design section 3).
 READ = 262144
+#: Bytes handed to it at once: with a WebSocket's header, four whole TLS records.
+WRITE = FLUSH - 16
 
 log = logging.getLogger("netbore.link")
 
@@ -221,7 +223,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         transport = self._transport
         if transport is None:
             return
-        data = self._unsent or self.session.data_to_send(FLUSH, self._poller.now)
+        data = self._unsent or self.session.data_to_send(WRITE, self._poller.now)
         if data:
             try:
                 sent = transport.try_send(data)

@@ -5,8 +5,9 @@ and each is put into the other end's inbox by a timer of that end's Poller, in o
 the receiver's room, so back-pressure works as on a real network. Under MockClock, and with a seeded random source, a run is
 repeatable.
 
-A `Path` is one connection. It can be *cut* (both ends get a reset), *silenced* (bytes vanish and no end is told), and
-*held* (bytes wait, and arrive late when it is let go).
+A `Path` is one connection. It can be *cut* (both ends get a reset), at once or at an exact byte (`cut_at`), *silenced*
+(bytes vanish and no end is told), and *held* (bytes wait, and arrive late when it is let go). An end can get a reset of its
+own (`reset`), of which the other does not know.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ class Conditions:
 class SimulatedTransport(MemoryTransport):
     """One end of a `Path`. Made by `Network.dial` and by its listeners."""
 
-    __slots__ = ("_arriving", "_flight", "_last_arrival", "path")
+    __slots__ = ("_arriving", "_flight", "_fuse", "_last_arrival", "path")
 
     def __init__(self, poller: Poller, path: Path, owner: Owner | None = None) -> None:
         super().__init__(poller, owner, path.network.conditions.capacity)
         self.path = path
         self._flight = 0
+        self._fuse: int | None = None
         self._last_arrival = 0.0
         self._arriving: deque[Callable[[], None]] = deque()
 
@@ -90,8 +92,35 @@ class SimulatedTransport(MemoryTransport):
     def post_catch_up(self) -> None:
         self._poller.post(self.catch_up)
 
+    @property
+    def in_flight(self) -> int:
+        """Bytes on their way to this end, held ones included."""
+        return self._flight
+
+    def cut_at(self, count: int) -> None:
+        """Cut the path as soon as exactly `count` more bytes have arrived here."""
+        self._fuse = count
+
+    def reset(self) -> None:
+        """This end learns of a reset at once, the other of nothing."""
+        self.break_off(TransportBroken("reset", "the network reset this end"))
+
     def _arrive(self, segment: bytes) -> None:
         self._flight -= len(segment)
+        if self._fuse is None:
+            self._let_in(segment)
+        elif len(segment) < self._fuse:
+            self._fuse -= len(segment)
+            self._let_in(segment)
+        else:
+            segment = segment[: self._fuse]
+            if segment:
+                self._let_in(segment)
+            self.path.cut()
+
+    def _let_in(self, segment: bytes) -> None:
+        if self.path.on_arrival is not None:
+            self.path.on_arrival(self, segment)
         if self.closed:
             # As TCP does: bytes for a closed end bring a reset.
             self._end(TransportBroken("reset", "the other end has closed"))
@@ -119,6 +148,9 @@ class Path:
         self.network = network
         self.silent = False
         self.held = False
+        self.was_cut = False
+        #: Told of each segment that arrives at an end, before the end takes it: for tests.
+        self.on_arrival: Callable[[SimulatedTransport, bytes], None] | None = None
         self.dialler = SimulatedTransport(poller, self, owner)
         self.acceptor = SimulatedTransport(other, self)
         number = len(network.paths) + 1
@@ -126,6 +158,7 @@ class Path:
 
     def cut(self) -> None:
         """Both ends learn of a reset at once; what is under way is lost."""
+        self.was_cut = True
         self.silence()
         for end in (self.dialler, self.acceptor):
             end.break_off(TransportBroken("reset", "the network cut the connection"))

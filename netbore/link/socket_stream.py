@@ -201,7 +201,10 @@ class TransportStream:
             self.reset(Code.CANCELLED)
 
     def surrender(self) -> Transport:
-        """Give the transport away: this Stream is over, and touches it no more. Nothing was read beyond what the sink was given."""
+        """Give the transport away: this Stream is over, and touches it no more.
+
+        Nothing was read beyond what the sink was given.
+        """
         self._freed = self._over = self._reset = True
         self._sending = self._receiving = self._input = self._dropping = False
         self._sink = None

@@ -120,7 +120,7 @@ class Stream(Protocol):
     def reset(self, code: int, delivered: int = 0) -> None:
         """End both halves. No call to the sink follows, `on_reset` included. Idempotent.
 
-        With a code of `wire.HOST_ENDED`, what was accepted goes first; any other code drops it.
+        With a code of `wire.HOST_ENDED`, or NOT_PROCESSED, what was accepted goes first; any other code drops it.
         `delivered` is how many of the peer's bytes reached their end (protocol.md section 4.2).
         """
 

@@ -1,4 +1,4 @@
-"""A whole path in memory: Viewers, the Edge's exchange and pool, a Link, the Agent's relay, and a Host that closes when it likes."""
+"""A whole path in memory: Viewers, the Edge, a Link, the Agent's relay, and a Host that closes when it likes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from netbore.proto.mux_stream import MuxStream
 from netbore.proto.wire import Kind
 from netbore.relay import Relay
 from tests.link.quiet import Quiet
-from tests.link.support import Recorder
+from tests.link.support import Recorder, until
 
 TARGET = HostAddress("192.0.2.1", 80)
 
@@ -137,8 +137,7 @@ async def simulated_links(poller: Poller, random: Random, latency: tuple[float, 
     accepted: list[Transport] = []
     network.listen(poller, "edge", 443, accepted.append)
     near = network.dial(poller, "edge", 443)
-    while not (accepted and near.opened):
-        await trio.sleep(0.01)
+    await until(lambda: accepted and near.opened)
     ends = []
     for role, transport in ((Role.ACCEPTOR, accepted[0]), (Role.DIALLER, near)):
         link = Link(poller, role, Limits(), Limits(), Quiet(), name=role.name)

@@ -6,17 +6,21 @@ from random import Random
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from netbore.agent.host_relay import HostRelay
-from netbore.link.stream import StreamAdapter
-from netbore.link.transport import Transport
+from netbore.link.memory import MemoryTransport
 from netbore.link.poller import Poller
+from netbore.link.simulated import Network
+from netbore.link.stream import StreamAdapter
+from netbore.link.transport import Facts, Transport, TransportBroken
+from netbore.proto.stream import Data
 from netbore.proto.wire import Code, Kind
 from tests.agent.support import Joined, Path, one_stream, whole_path
 from tests.link.support import tls_over
 
-SEEDS = range(150)
+SEEDS = range(12)
 
 
 # One Stream, event by event.
@@ -125,7 +129,7 @@ async def test_an_early_answer_is_not_destroyed_by_the_rest_of_the_request(autoj
         joined.host.transport.send_eof()
         for _ in range(20):
             joined.edge.stream.send_nowait(b"b" * 1000)
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         await joined.settle()
         assert joined.edge.received == b"no " * 10000
         assert joined.edge.events[0] == "eof"
@@ -184,6 +188,48 @@ async def test_back_pressure_of_the_host_reaches_the_edge(autojump_clock: trio.t
         await joined.settle(5)
         assert len(joined.host.received) == sent
         assert joined.host.eof
+
+
+class Brittle(MemoryTransport):
+    """The Host is gone between a read, which finds nothing, and the write behind it."""
+
+    __slots__ = ()
+
+    def try_send(self, data: Data) -> int:
+        peer = self._peer
+        if data == b"two" and peer is not None:
+            peer.close(abort=True)
+            raise TransportBroken("reset", "gone in between")
+        return super().try_send(data)
+
+
+def brittle(poller: Poller, near: Transport, far: Transport) -> tuple[Transport, Transport]:
+    near, other = Brittle(poller), MemoryTransport(poller)
+    near.join(other, Facts())
+    other.join(near, Facts())
+    return near, other
+
+
+async def test_a_write_that_fails_as_a_whole_gave_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with one_stream(brittle) as joined:
+        await answered(joined)
+        joined.edge.stream.send_nowait(b"two")
+        await joined.settle()
+        assert joined.edge.events == ["reset"], "STOP would forbid a second try"
+        assert (joined.edge.code, joined.edge.delivered) == (Code.NOT_PROCESSED, 3)
+
+
+async def test_a_host_that_cannot_be_dialled(autojump_clock: trio.testing.MockClock) -> None:
+    async with one_stream(refusing) as joined:
+        joined.edge.stream.send_nowait(b"one")
+        await joined.settle()
+        assert (joined.edge.events, joined.edge.code, joined.edge.delivered) == (["reset"], Code.HOST_REFUSED, 0)
+        assert [one.code for one in joined.done] == [Code.HOST_REFUSED]
+
+
+def refusing(poller: Poller, near: Transport, far: Transport) -> tuple[Transport, Transport]:
+    network = Network(Random(1))
+    return network.dial(poller, "nowhere", 80), far
 
 
 def over_tls(poller: Poller, near: Transport, far: Transport) -> tuple[Transport, Transport]:
@@ -269,6 +315,7 @@ async def test_only_what_was_given_can_fail(seed: int, autojump_clock: trio.test
     random = Random(seed)
     async with whole_path(random, keep=1.0, host_latency=(0.001, 0.03)) as path:
         statuses = await ask_many(path, random, keep=1.0)
+        await trio.sleep(1)  # until the Agent has heard of the last end
         failed = sum(status != 200 for status in statuses)
         given = sum(isinstance(one, HostRelay) and not one.spoke_last for one in path.done)
         assert failed <= given

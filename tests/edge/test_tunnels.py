@@ -379,7 +379,7 @@ async def test_a_bind_whose_tunnel_was_deleted_before_its_answer_is_refused() ->
 async def test_a_random_name_that_another_edge_holds_is_not_taken() -> None:
     name = (await Setting(seed=3).bind(None)).tunnel.name
     setting = Setting(seed=3)
-    # The ids come from the same chance, so the second Edge draws this name first only while it has made none.
+    # The same seed draws the same name first.
     await setting.registry.claim(name, Holder("stranger", TWO), "f.1", 1, takeover=False)
     assert (await setting.bind(None)).tunnel.name != name
 

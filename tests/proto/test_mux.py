@@ -851,6 +851,16 @@ def test_a_reset_of_the_hosts_end_keeps_its_place() -> None:
     assert there.calls == [("reset", Code.HOST_CLOSED, 77)]
 
 
+def test_a_verdict_of_the_agent_comes_behind_the_answer_before_it() -> None:
+    pair = Pair()
+    stream, _, _, there = pair.opened()
+    stream.send_nowait(b"answer")
+    stream.reset(Code.NOT_PROCESSED, 7)
+    pair.drive()
+    assert bytes(there.data) == b"answer"
+    assert there.calls == [("reset", Code.NOT_PROCESSED, 7)]
+
+
 def test_a_reset_of_the_hosts_end_comes_behind_an_eof_that_waits() -> None:
     side = accepting()
     stream = side.sinks[1].stream

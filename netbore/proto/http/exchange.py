@@ -270,12 +270,20 @@ class Exchange:
         if self.response_ended and self.phase is not Phase.OPAQUE:
             self._drop_request()
             self.flush_response()
+        elif self.response_ended and code == Code.NOT_PROCESSED:
+            # The Host had ended its half before; it only does not take what came later.
+            self.request_ended = True
+            self.viewer.stop_reading(code)
+            self.flush_response()
         elif self.phase is not Phase.FORWARDED:
             self.abort(code)
         elif self._on_retry is not None and not answered and self._may_retry(code, reused):
             self._step(Input.RETRY)
             self.retries += 1
             self._on_retry(self)
+        elif answered and code == Code.NOT_PROCESSED:
+            # After an informational head: the Host knows of the request.
+            self.refuse(problem_of_code(Code.HOST_CLOSED))
         else:
             self.refuse(problem_of_code(code))
 

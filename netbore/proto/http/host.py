@@ -14,7 +14,7 @@ from math import inf
 from typing import Final, Protocol
 
 from netbore.proto.errors import LocalProtocolError
-from netbore.proto.http.codec import ResponseReader, emit_chunk, emit_last_chunk, emit_request
+from netbore.proto.http.codec import Opinion, ResponseReader, emit_chunk, emit_last_chunk, emit_request
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
@@ -76,7 +76,7 @@ class HostConnection(Timed):
         limits: ExchangeLimits = LIMITS,
         http: HttpLimits = HTTP_LIMITS,
         *,
-        second_opinion: bool = True,
+        second_opinion: Opinion = Opinion.ODD,
     ) -> None:
         super().__init__(clock)
         self.stream = stream

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from math import inf
 
-from netbore.proto.http.codec import RequestReader, emit_chunk, emit_last_chunk, emit_response
+from netbore.proto.http.codec import Opinion, RequestReader, emit_chunk, emit_last_chunk, emit_response
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
@@ -79,7 +79,7 @@ class ViewerConnection(Timed):
         secure: bool = False,
         limits: ExchangeLimits = LIMITS,
         http: HttpLimits = HTTP_LIMITS,
-        second_opinion: bool = True,
+        second_opinion: Opinion = Opinion.ODD,
     ) -> None:
         """`secure`: the Stream is TLS, where an end of input means that the Viewer is gone. `second_opinion`: see `codec`."""
         super().__init__(clock)

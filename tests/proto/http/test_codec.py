@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from netbore.proto.http import codec
 from netbore.proto.http.codec import (
+    Opinion,
     RequestReader,
     ResponseReader,
     emit_chunk,
@@ -58,7 +59,7 @@ def plain(pieces: list[Piece]) -> list[object]:
     return out
 
 
-def reader_of(text: bytes, method: bytes = b"GET", *, second_opinion: bool = True) -> RequestReader | ResponseReader:
+def reader_of(text: bytes, method: bytes = b"GET", *, second_opinion: Opinion = Opinion.ALWAYS) -> RequestReader | ResponseReader:
     if not text.startswith(b"HTTP/"):
         return RequestReader(second_opinion=second_opinion)
     reader = ResponseReader(second_opinion=second_opinion)
@@ -142,15 +143,15 @@ def test_responses(text: bytes, method: bytes, expected: list[object]) -> None:
     assert three_ways(text, method) == expected
 
 
-@pytest.mark.parametrize("second_opinion", [True, False])
+@pytest.mark.parametrize("second_opinion", [Opinion.ALWAYS, Opinion.ODD, Opinion.NEVER])
 @pytest.mark.parametrize("case", cases("requests"))
-def test_refused_requests(case: dict[str, Any], second_opinion: bool) -> None:
+def test_refused_requests(case: dict[str, Any], second_opinion: Opinion) -> None:
     check_refused(case, lambda: RequestReader(second_opinion=second_opinion))
 
 
-@pytest.mark.parametrize("second_opinion", [True, False])
+@pytest.mark.parametrize("second_opinion", [Opinion.ALWAYS, Opinion.ODD, Opinion.NEVER])
 @pytest.mark.parametrize("case", cases("responses"))
-def test_refused_responses(case: dict[str, Any], second_opinion: bool) -> None:
+def test_refused_responses(case: dict[str, Any], second_opinion: Opinion) -> None:
     def make() -> ResponseReader:
         reader = ResponseReader(second_opinion=second_opinion)
         reader.expect(case["method"].encode())
@@ -433,13 +434,14 @@ def test_anything_gives_pieces_or_bad_message(text: bytes, as_request: bool, dat
     cuts = [] if data is None else sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
-    def make(second_opinion: bool) -> RequestReader | ResponseReader:
+    def make(second_opinion: Opinion) -> RequestReader | ResponseReader:
         return reader_of(b"" if as_request else b"HTTP/", second_opinion=second_opinion)
 
-    whole = outcome(make(True), [text])
-    assert outcome(make(True), parts) == whole
+    whole = outcome(make(Opinion.ALWAYS), [text])
+    assert outcome(make(Opinion.ALWAYS), parts) == whole
     # h11 adds nothing: whatever the strict check takes, h11 understood the same.
-    assert outcome(make(False), [text]) == whole
+    for opinion in (Opinion.ODD, Opinion.NEVER):
+        assert outcome(make(opinion), [text]) == whole
 
 
 tokens = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=12).map(str.encode)

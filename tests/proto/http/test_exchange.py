@@ -764,7 +764,7 @@ def test_no_retry_after_a_response_byte() -> None:
     world.host.feed(b"H")
     world.host.peer_resets(Code.NOT_PROCESSED)
     assert len(world.hosts) == 1
-    assert world.stream.got().startswith(b"HTTP/1.1 503")
+    assert world.stream.got().startswith(b"HTTP/1.1 502")
 
 
 def test_no_retry_on_a_fresh_connection() -> None:
@@ -838,6 +838,36 @@ def test_upgrade_passes_leftovers_on_first() -> None:
     assert world.host.got() == b"ping"
     assert world.stream.got() == b"pong"
     world.settled()
+
+
+def test_upgrade_whose_host_ended_keeps_what_it_said() -> None:
+    """The Host ended first, and the Agent answers what comes later by not_processed: no harm to what was said."""
+    world = upgraded()
+    world.stream.room = 4
+    world.host.feed(b"goodbye")
+    world.host.feed_eof()
+    world.stream.feed(b"late")
+    world.host.peer_resets(Code.NOT_PROCESSED)
+    world.stream.take(1 << 40)
+    assert world.stream.reset_code is None
+    assert world.stream.got() == SWITCH + b"goodbye"
+    assert world.stream.eof_sent
+    assert world.exchanges[0].done
+
+
+def test_not_processed_after_an_informational_head_is_a_lost_host() -> None:
+    world = World()
+    world.stream.feed(b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+    world.host.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+    world.host.peer_resets(Code.NOT_PROCESSED)
+    assert len(world.hosts) == 1
+    assert b"netbore-error: host_closed" in world.stream.got().lower()
+
+
+def test_upgrade_that_is_not_processed_in_the_middle_is_cut() -> None:
+    world = upgraded()
+    world.host.peer_resets(Code.NOT_PROCESSED)
+    assert world.stream.reset_code == Code.NOT_PROCESSED
 
 
 def test_upgrade_lets_a_paused_viewer_go_on() -> None:
