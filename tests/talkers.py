@@ -49,6 +49,7 @@ class Talker:
         self.manner = random.choice(MANNERS)
         self.most = random.choice((50, 2000, 30000))  # bytes of a piece
         self.pause = random.choice((0.0, 0.02, 0.3))  # chance of one behind a piece
+        self.pauses = 20  # at most
         self.patience = random.randint(1, 20000)  # bytes that a quitter hears
         self.eof = self.quit = self.was_reset = self.finished = False
         self._ended_speech = False
@@ -79,7 +80,8 @@ class Talker:
             self.said += taken
             if taken < len(piece):
                 return
-            if self.random.random() < self.pause:
+            if self.pauses and self.random.random() < self.pause:
+                self.pauses -= 1
                 self._pausing = True
                 self._later(self.random.uniform(0, 0.1), self._go_on)
                 return

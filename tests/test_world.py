@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from netbore.agent.agent import Agent, Tunnel
+from netbore.edge.hub import RequestEnded, RequestRefused
 from netbore.errors import BindRefused, NameTaken, Replaced, Unauthorized
 from netbore.link.stream import StreamAdapter
 from netbore.proto.handshake import Credential
@@ -206,3 +207,39 @@ async def test_leaving_ends_everything(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         assert world.core.door.links == {}
         assert [tunnel.state for tunnel in world.core.tunnels.list()] == ["offline"]
+
+
+async def test_the_hub_hears_of_everything(autojump_clock: MockClock) -> None:
+    async with open_world() as world, trio.open_nursery() as nursery:
+        heard: list[object] = []
+        leave = world.core.hub.listen_to_all(heard.append)
+        async with world.agent() as agent:
+            tunnel = await serve(nursery, agent, "demo")
+            world.dialled[-1].path.cut()
+            assert status(await get(world, tunnel.hostname)) == 200
+            assert status(await get(world, "other.tunnel.localhost")) == 404
+        await trio.sleep(1)
+        leave()
+        assert [type(event).__name__ for event in heard] == [
+            "LinkOpened",
+            "TunnelBound",
+            "LinkBroken",
+            "ViewerOpened",
+            "RequestHeadRead",
+            "LinkResumed",
+            "FirstByte",
+            "RequestEnded",
+            "ViewerClosed",
+            "ViewerOpened",
+            "RequestHeadRead",
+            "RequestRefused",
+            "RequestEnded",
+            "ViewerClosed",
+            "LinkEnded",
+            "TunnelUnbound",
+        ]
+        refused = next(event for event in heard if isinstance(event, RequestRefused))
+        assert (refused.code, refused.status) == ("no_such_tunnel", 404)
+        ended = next(event for event in heard if isinstance(event, RequestEnded))
+        assert (ended.status, ended.sent, ended.complete) == (200, 5, True)
+        nursery.cancel_scope.cancel()

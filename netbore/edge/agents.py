@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from netbore.edge.authority import Grant, Unauthorized
+from netbore.edge.hub import LinkBroken, LinkEnded, LinkResumed
 from netbore.edge.registry import Holder
 from netbore.edge.tunnels import BindRequest, Refused
 from netbore.link.link import Link
@@ -58,6 +60,7 @@ class AgentLink:
         self.bound: dict[int, str] = {}
         self._unanswered = 0
         self._grace: Timer | None = None
+        self._broken_at = self._parts.poller.now
         self._unwatch: list[Callable[[], None]] = []
         budget = Budget(door.limits.link_budget, door.parts.budget)
         self.link = Link(door.parts.poller, Role.ACCEPTOR, ours, hello.limits, self, name=link_id, budget=budget)
@@ -69,10 +72,20 @@ class AgentLink:
     def _revoked(self, why: str) -> None:
         self.link.close(Code.UNAUTHORIZED, why)
 
+    def _bind_revoked(self, handle: int, why: str) -> None:
+        """The token that one Tunnel was bound by is worth nothing any more."""
+        if handle in self.bound:
+            self._parts.publisher.withdraw(self, handle)
+            self.link.session.mux.abandon(handle, Code.UNBOUND)
+            self.unbound(handle, Code.UNBOUND, why)
+            self._door.spawn(self._parts.tunnels.release, self.id, handle)
+
     # Transports
 
     def fence(self, reason: str) -> None:
         """The present transport is dead: nothing that it still delivers counts."""
+        if not self.link.broken:
+            self._broken_at = self._parts.poller.now
         self.link.detach(reason)
         self._parts.publisher.suspend(self)
 
@@ -81,9 +94,12 @@ class AgentLink:
         self._stop_grace()
         self.link.attach(transport, peer_received, decoder)
         self._parts.publisher.restore(self)
+        self._parts.hub.emit(LinkResumed(self.id, self.epoch, self._parts.poller.now - self._broken_at))
 
     def on_broken(self, link: Link, reason: str) -> None:
         log.info("link %s is broken: %s", self.id, reason)
+        self._broken_at = self._parts.poller.now
+        self._parts.hub.emit(LinkBroken(self.id, reason))
         self._parts.publisher.suspend(self)
         poller = self._parts.poller
         self._stop_grace()
@@ -100,6 +116,7 @@ class AgentLink:
 
     def on_ended(self, link: Link, ended: Ended) -> None:
         log.info("link %s has ended: %s %s", self.id, ended.code, ended.text)
+        self._parts.hub.emit(LinkEnded(self.id, ended.code, ended.text))
         self._stop_grace()
         for unwatch in self._unwatch:
             unwatch()
@@ -146,11 +163,14 @@ class AgentLink:
         request = read_bind(message)
         if request.handle in self.bound:
             raise Refused(Code.HANDLE_TAKEN, "the handle is in use on this Link")
-        grants = [self.grant, *await self._more_grants(message)]
+        more = await self._more_grants(message)
+        grants = [self.grant, *more]
         bound = await self._parts.tunnels.bind(grants, self.hello.instance, self.id, request)
         if self.link.ended is not None:
             await self._parts.tunnels.release(self.id, request.handle)
             return
+        for grant in more:
+            self._unwatch.append(self._parts.authority.watch(grant, partial(self._bind_revoked, request.handle)))
         self.bound[request.handle] = bound.tunnel.name
         self._parts.publisher.publish(self, request.handle, bound.tunnel, crash=request.mode == "crash")
         self.link.send_message(

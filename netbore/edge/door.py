@@ -17,7 +17,7 @@ import trio
 
 from netbore.edge.agents import AgentLink
 from netbore.edge.authority import Authority, Unauthorized
-from netbore.edge.hub import Hub
+from netbore.edge.hub import Hub, LinkOpened
 from netbore.edge.publisher import Publisher
 from netbore.edge.registry import LEASE_SECONDS, Registry
 from netbore.edge.tunnels import Tunnels
@@ -168,6 +168,8 @@ class Door:
         self.links[link_id] = agent
         agent.link.attach(greeting.transport, 0, greeting.decoder)
         agent.watch_grant()
+        peer = greeting.transport.facts.peer
+        self.parts.hub.emit(LinkOpened(link_id, grant.owner, hello.instance, hello.agent, peer))
         log.info("link %s is up: %s", link_id, hello.agent)
         return True
 

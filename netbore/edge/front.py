@@ -13,8 +13,8 @@ from functools import partial
 import attrs
 import trio
 
-from netbore.edge.hub import Hub
-from netbore.edge.routes import RouteTable
+from netbore.edge.hub import FirstByte, Hub, RequestEnded, RequestHeadRead, RequestRefused, ViewerClosed, ViewerOpened
+from netbore.edge.routes import Route, RouteTable
 from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.transport import Transport
@@ -66,13 +66,17 @@ def one_certificate(a: str, b: str) -> bool:
     return True
 
 
-@attrs.frozen(eq=False)
 class Visit:
-    """What is known of one Viewer's connection."""
+    """What is known of one Viewer's connection. `number` and `requests` are for the hub's listeners."""
 
-    forwarding: Forwarding
-    server_name: bytes | None
-    secure: bool
+    __slots__ = ("forwarding", "number", "requests", "secure", "server_name")
+
+    def __init__(self, forwarding: Forwarding, server_name: bytes | None, secure: bool, number: int) -> None:
+        self.forwarding = forwarding
+        self.server_name = server_name
+        self.secure = secure
+        self.number = number
+        self.requests = 0
 
 
 class Front:
@@ -98,6 +102,7 @@ class Front:
         self._limits = limits or FrontLimits()
         self.viewers: set[ViewerConnection] = set()
         self.draining = False
+        self._numbers = 0
         self._changed = trio.Event()
 
     def accept(self, transport: Transport, *, secure: bool) -> None:
@@ -106,9 +111,11 @@ class Front:
         client = facts.peer[0].encode() if facts.peer is not None else b"unknown"
         forwarding = Forwarding(client, b"https" if secure else b"http", self._edge_id)
         server_name = facts.server_name.lower().encode() if facts.server_name else None
+        self._numbers += 1
+        visit = Visit(forwarding, server_name, secure, self._numbers)
         viewer = ViewerConnection(
             TransportStream(self._poller, transport),
-            partial(self._on_request, Visit(forwarding, server_name, secure)),
+            partial(self._on_request, visit),
             self._clock,
             on_closed=self._on_closed,
             secure=secure,
@@ -116,12 +123,16 @@ class Front:
             http=self._limits.http,
             second_opinion=self._limits.second_opinion,
         )
+        viewer.context = visit
         viewer.draining = self.draining
         self.viewers.add(viewer)
         self._poller.sweep(viewer)
+        if self._hub.active:
+            self._hub.emit(ViewerOpened(visit.number, facts.peer, secure))
 
     def _on_request(self, visit: Visit, exchange: Exchange) -> None:
         request = exchange.request
+        visit.requests += 1
         authority = request.authority
         if visit.server_name is not None and authority != visit.server_name:
             if not authority:
@@ -133,6 +144,8 @@ class Front:
 
     def _dispatch(self, visit: Visit, exchange: Exchange, request: RequestHead) -> None:
         route = self._routes.find(request.authority)
+        if self._hub.active:
+            self._announce(visit, exchange, route)
         if route is None:
             exchange.refuse(PROBLEMS["no_such_tunnel"])
             return
@@ -149,6 +162,41 @@ class Front:
             exchange.refuse(problem_of(error))
             return
         route.target.carry(exchange, head)
+
+    def _announce(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:
+        """Tell the hub of a request, now and as it goes on."""
+        self._numbers += 1
+        number, started = self._numbers, self._clock()
+        request, hub = exchange.request, self._hub
+        hub.emit(
+            RequestHeadRead(
+                number,
+                visit.number,
+                request.authority.decode(),
+                request.method.decode(),
+                request.target.decode("ascii", "replace"),
+                route.tunnel if route is not None else None,
+            )
+        )
+
+        def on_first_byte(exchange: Exchange) -> None:
+            hub.emit(FirstByte(number, self._clock() - started))
+
+        def on_done(exchange: Exchange) -> None:
+            if exchange.refusal is not None:
+                hub.emit(RequestRefused(number, exchange.refusal.code, exchange.refusal.status))
+            hub.emit(
+                RequestEnded(
+                    number,
+                    exchange.status or None,
+                    self._clock() - started,
+                    exchange.received,
+                    exchange.sent,
+                    exchange.response_ended,
+                )
+            )
+
+        exchange.on_first_byte, exchange.on_done = on_first_byte, on_done
 
     # The end
 
@@ -171,6 +219,10 @@ class Front:
         self.viewers.discard(viewer)
         self._poller.sweep_no_more(viewer)
         self._changed.set()
+        if self._hub.active:
+            visit = viewer.context
+            assert isinstance(visit, Visit)
+            self._hub.emit(ViewerClosed(visit.number, visit.requests))
 
     def _clock(self) -> float:
         return self._poller.now

@@ -128,8 +128,10 @@ class SimulatedTransport(MemoryTransport):
             self.take_in(segment)
 
     def connected(self) -> None:
-        """Dialling is over."""
-        if not self.closed:
+        """Dialling is over, unless the network has swallowed the answer."""
+        if self._broken is not None:
+            self._fail(self._broken)
+        elif not (self.closed or self.path.silent):
             self._open()
             self._tell()
 

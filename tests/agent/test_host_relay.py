@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from random import Random
 
 import pytest
@@ -9,16 +11,18 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from netbore.agent.host_relay import HostRelay
+from netbore.agent.host_relay import HostRelay, serve
+from netbore.agent.targets import Dialler, HostAddress
 from netbore.link.memory import MemoryTransport
-from netbore.link.poller import Poller
+from netbore.link.poller import Poller, open_poller
 from netbore.link.simulated import Network
 from netbore.link.stream import StreamAdapter
 from netbore.link.transport import Facts, Transport, TransportBroken
 from netbore.proto.stream import Data
 from netbore.proto.wire import Code, Kind
-from tests.agent.support import Joined, Path, one_stream, whole_path
-from tests.link.support import tls_over
+from tests.agent.support import Joined, Path, Told, one_stream, whole_path
+from tests.edge.test_tunnel_path import link_pair
+from tests.link.support import tls_over, until
 
 SEEDS = range(12)
 
@@ -334,3 +338,31 @@ async def test_each_stream_has_a_connection_of_its_own(autojump_clock: trio.test
         second.reset(Code.CANCELLED)
         await joined.settle()
         assert len(joined.done) == 1
+
+
+# Real sockets: what the kernel knows and the Poller has not delivered.
+
+
+@pytest.mark.parametrize("abort", [False, True])
+async def test_an_end_that_only_the_kernel_knows(abort: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with trio.open_nursery() as nursery, open_poller() as poller:
+            edge, agent = link_pair(poller)
+            dialler = Dialler(poller, nursery, HostAddress("127.0.0.1", server.getsockname()[1]))
+            agent.on_stream = lambda stream: serve(poller, dialler, stream)
+            stream = edge.open(Kind.HTTP, 1)
+            assert stream is not None
+            told = Told(stream)
+            stream.send_nowait(b"one")
+            connection, _ = await trio.to_thread.run_sync(server.accept)
+            with connection:
+                assert await trio.to_thread.run_sync(connection.recv, 10) == b"one"
+                connection.sendall(b"first")
+                await until(lambda: told.received == b"first")
+                if abort:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.send_nowait(b"two")
+            await until(lambda: told.code is not None)
+            assert (told.code, told.delivered) == (Code.NOT_PROCESSED, 3)
+            assert edge.session.audit() == agent.session.audit() == []
+            nursery.cancel_scope.cancel()

@@ -157,3 +157,47 @@ def test_a_dialler_that_closed_meanwhile_is_not_accepted() -> None:
             await trio.sleep(1)
 
     run("simulated", scenario)
+
+
+@pytest.mark.parametrize("after", [0.005, 0.015])
+def test_a_path_cut_while_dialling_fails_the_dial(after: float) -> None:
+    async def scenario() -> None:
+        async with poller_for("simulated") as poller:
+            network = Network(Random(1), Conditions(latency=(0.01, 0.01)))
+            network.listen(poller, "edge", 443, Recorder)
+            ours = Recorder(network.dial(poller, "edge", 443))
+            poller.call_at(poller.now + after, network.paths[0].cut)
+            await until(lambda: ours.failed)
+            assert not ours.opened
+            assert ours.transport.closed  # type: ignore[attr-defined]
+
+    run("simulated", scenario)
+
+
+def test_a_path_silenced_while_dialling_never_opens() -> None:
+    async def scenario() -> None:
+        async with poller_for("simulated") as poller:
+            network = Network(Random(1), Conditions(latency=(0.01, 0.01)))
+            network.listen(poller, "edge", 443, Recorder)
+            ours = Recorder(network.dial(poller, "edge", 443))
+            network.paths[0].silence()
+            await trio.sleep(1)
+            assert not ours.opened
+            assert ours.failed is None
+            ours.transport.close(abort=True)
+
+    run("simulated", scenario)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 9, 10])
+def test_a_path_is_cut_at_an_exact_byte(count: int) -> None:
+    async def scenario() -> None:
+        async with poller_for("simulated") as poller:
+            network = Network(Random(3), Conditions(segment=4))
+            ours, theirs, path_end = await connected(network, poller, poller)
+            path_end.path.acceptor.cut_at(count)
+            ours.send(b"0123456789")
+            await until(lambda: ours.broken and theirs.broken)
+            assert theirs.received == b"0123456789"[:count]
+
+    run("simulated", scenario)

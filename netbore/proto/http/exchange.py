@@ -48,11 +48,15 @@ class Exchange:
         "host",
         "limits",
         "on_done",
+        "on_first_byte",
         "phase",
+        "received",
+        "refusal",
         "request",
         "request_ended",
         "response_ended",
         "retries",
+        "sent",
         "status",
         "viewer",
     )
@@ -69,6 +73,13 @@ class Exchange:
         #: Status of the final response, 0 before it.
         self.status = 0
         self.on_done: Callable[[Exchange], None] | None = None
+        #: Called once, when the final head of a Host's response has come.
+        self.on_first_byte: Callable[[Exchange], None] | None = None
+        #: Bytes of the request's body that came, and of the response's body that went.
+        self.received = 0
+        self.sent = 0
+        #: The problem that was answered, or that ended it.
+        self.refusal: Problem | None = None
         self.context: object = None
         self._on_retry: Callable[[Exchange], None] | None = None
         #: The body as far as it may be needed (again); None when it has grown too large for that.
@@ -142,6 +153,7 @@ class Exchange:
 
     def refuse(self, problem: Problem) -> None:
         """Answer with the page of `problem`; after the head of a response has gone out, abort."""
+        self.refusal = problem
         self.respond(*render(problem, self.request))
 
     def abort(self, code: int = Code.CANCELLED) -> None:
@@ -156,6 +168,7 @@ class Exchange:
     def request_data(self, data: Data) -> None:
         """A slice of the request's body, owed to the Viewer's side until its `consumed`."""
         size = len(data)
+        self.received += size
         self._owed += size
         if self._dropped or self.phase is Phase.EARLY:
             self._spare -= size
@@ -231,11 +244,14 @@ class Exchange:
         self._step(Input.ANSWER)
         self._kept = None
         self.status = head.status
+        if self.on_first_byte is not None:
+            self.on_first_byte(self)
         self.viewer.send_head(self._rewrite(head), not self.request_ended)
         return True
 
     def response_data(self, data: Data) -> None:
         """A slice of the response's body, owed to the Host's side until its `consumed`."""
+        self.sent += len(data)
         self.viewer.send_body(data)
 
     def response_end(self, trailers: Headers = ()) -> None:
