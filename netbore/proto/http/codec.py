@@ -41,8 +41,8 @@ from netbore.proto.stream import Data
 class Opinion(Enum):
     """Whose head h11 has to read as the strict check did.
 
-    That the two never disagree on a head that the strict check takes is what the tests show; h11 costs ten times as much. So the plain
-    common shape is spared it (ODD), and everything else is not.
+    That the two never disagree on a head that the strict check takes is what the tests show; h11 costs ten times as much.
+    So the plain common shape is spared it (ODD), and everything else is not.
     """
 
     ALWAYS = auto()
