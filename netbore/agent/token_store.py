@@ -27,6 +27,7 @@ import attrs
 
 from netbore.config import MAX_SECRET, Secret
 from netbore.errors import ConfigError
+from netbore.files import write_whole
 
 log = logging.getLogger("netbore.tokens")
 
@@ -73,14 +74,9 @@ class Held:
         """Store durably, all or nothing. Raises ConfigError when the directory does not let us."""
         self._relock()
         content = json.dumps({"name": name, "token": token.reveal()}).encode()
-        new = self._path.with_name(f"{self._path.stem}.{secrets.token_hex(8)}.new")
         try:
-            _write_new(new, content)
-            new.replace(self._path)
-            _sync_directory(self._path.parent)
+            write_whole(self._path, content, 0o600, tag=secrets.token_hex(8))
         except OSError as error:
-            with suppress(OSError):
-                new.unlink()
             raise ConfigError(f"the token cannot be stored in {self._path.parent}: {error.strerror or error}") from None
 
     def forget(self) -> None:
@@ -169,20 +165,3 @@ def _decode(raw: bytes) -> Kept | None:
     if not (isinstance(name, str) and isinstance(token, str) and name and token):
         return None
     return Kept(name, Secret(token))
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,7 @@ from typing import Final
 
 from netbore.edge.tokens import OPERATOR_PREFIX, SECRET_BYTES, RandomBytes, SigningKeys, random_token
 from netbore.errors import ConfigError
+from netbore.files import write_whole
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
@@ -75,15 +76,8 @@ class StateDirectory:
     def write(self, name: str, data: bytes, mode: int = PRIVATE) -> None:
         """Put a file in place, whole or not at all, for good when this returns. Raises StateError."""
         path = self.path / name
-        temporary = self.path / f".{name}.{self._random(6).hex()}"
         try:
-            try:
-                _write_synced(temporary, data, mode)
-                temporary.rename(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            _sync_directory(self.path)
+            write_whole(path, data, mode, tag=self._random(6).hex())
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -163,20 +157,3 @@ class StateDirectory:
 
 def _keys_to_json(keys: dict[str, bytes]) -> bytes:
     return json.dumps({"keys": [{"id": key_id, "key": key.hex()} for key_id, key in keys.items()]}, indent=1).encode() + b"\n"
-
-
-def _write_synced(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
