@@ -24,7 +24,8 @@ import trio
 
 from netbore.agent.agent import Agent, run_agent
 from netbore.agent.connect import ConnectLimits, Dial
-from netbore.edge.config import LINK_PATH, EdgeConfig
+from netbore.agent.targets import Dialler, HostAddress
+from netbore.edge.config import EdgeConfig
 from netbore.edge.core import Core, open_core
 from netbore.edge.services import operator_services
 from netbore.edge.statedir import StateDirectory
@@ -33,10 +34,11 @@ from netbore.link.poller import Poller, open_poller
 from netbore.link.simulated import Conditions, Network, Path, SimulatedTransport
 from netbore.link.socket_stream import TransportStream
 from netbore.link.stream import StreamAdapter
-from netbore.link.transport import Transport
+from netbore.link.transport import Owner, Transport
 from netbore.link.waiter import TransportWaiter
 from netbore.link.websocket import WebSocketTransport
 from netbore.proto.handshake import Credential
+from netbore.proto.wire import LINK_PATH
 
 EDGE = "edge"
 VIEWER_PORT = 80
@@ -77,8 +79,21 @@ class World:
             instance=instance,
             connect_limits=limits,
             jitter=self.random.random,
+            new_dialler=self._dialler,
         ) as agent:
             yield agent
+
+    def _dialler(self, poller: Poller, nursery: trio.Nursery, address: HostAddress) -> Dialler:
+        """Hosts are on the simulated network too, under their names."""
+
+        def connect(poller: Poller, to: tuple[str, int], owner: Owner) -> SimulatedTransport:
+            return self.network.dial(poller, *to, owner)
+
+        async def resolve(name: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+            await trio.lowlevel.checkpoint()
+            return [(0, (name, port))]
+
+        return Dialler(poller, nursery, address, connect=connect, resolve=resolve)
 
     async def dial_edge(self) -> SimulatedTransport:
         """A transport to the Edge's door. Raises TransportBroken."""
@@ -143,6 +158,7 @@ async def open_world(
             clock=trio.current_time,
             random=random.randbytes,
             below=random.randrange,
+            limits=config.limits.tunnels,
         )
         network = Network(random, conditions)
         async with open_poller() as poller, open_core(poller, config, services) as core:

@@ -1,9 +1,9 @@
 """Traffic for tests that break Links: Streams both ways that know what they should hear.
 
-Theory of operation. A `Talker` is the sink of one end of a Stream. It says its words in pieces, with pauses, then ends its half;
-what it hears it consumes as its `Manner` is. Two of them are a `Conversation`, which is over when both have ended both halves, and
-is then judged: what was heard is what was said, or, where a side stopped or reset, its beginning. `Traffic` keeps a number of conversations going
-between the two ends of one Link.
+Theory of operation. A `Talker` is the sink of one end of a Stream. It says its words in pieces, with pauses, then ends its
+half; what it hears it consumes as its `Manner` is. Two of them are a `Conversation`, which is over when both have ended both
+halves, and is then judged: what was heard is what was said, or, where a side stopped or reset, its beginning. `Traffic` keeps
+a number of conversations going between the two ends of one Link.
 """
 
 from __future__ import annotations
@@ -186,7 +186,12 @@ class Conversation:
 
     def judge(self) -> list[str]:
         """What was heard and not said, or said and not heard, in words."""
-        return [*self.opener.wrong, *self.other.wrong, *_judge(self.opener, self.other, "to the other"), *_judge(self.other, self.opener, "to the opener")]
+        return [
+            *self.opener.wrong,
+            *self.other.wrong,
+            *_judge(self.opener, self.other, "to the other"),
+            *_judge(self.other, self.opener, "to the opener"),
+        ]
 
 
 def _judge(speaker: Talker, hearer: Talker, which: str) -> list[str]:

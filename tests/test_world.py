@@ -43,9 +43,11 @@ def status(response: bytes) -> int:
     return int(response.split(b" ", 2)[1])
 
 
-async def serve(nursery: trio.Nursery, agent: Agent, name: str | None = None, token: str | None = None) -> Tunnel:
+async def serve(
+    nursery: trio.Nursery, agent: Agent, name: str | None = None, token: str | None = None, mode: str = "crash"
+) -> Tunnel:
     """A Tunnel with `hello` behind it."""
-    tunnel = await agent.open_tunnel(name, recreate_token=token)
+    tunnel = await agent.open_tunnel(name, recreate_token=token, mode=mode)
     nursery.start_soon(serve_quietly, tunnel)
     return tunnel
 

@@ -10,18 +10,12 @@ from netbore.config import EdgeUrl
 from netbore.errors import ConfigError, EdgeUntrusted, VersionMismatch
 from netbore.link.dial import connect_tcp
 from netbore.link.poller import Poller
-from netbore.link.tcp import TcpOptions
+from netbore.link.tcp import LINK_OPTIONS
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
 from netbore.link.waiter import TransportWaiter
 from netbore.link.websocket import UpgradeRefused, WebSocketTransport
-from netbore.proto.wire import DEAD_SECONDS, SUBPROTOCOL
-
-#: Where an Edge upgrades to a Link, unless its URL has a path.
-LINK_PATH = "/.netbore/link"
-
-#: A Link's socket gives up at last when the peer's side has been dead for as long as a Link takes to notice.
-LINK_OPTIONS = TcpOptions(user_timeout=DEAD_SECONDS)
+from netbore.proto.wire import LINK_PATH, SUBPROTOCOL
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:

@@ -185,11 +185,13 @@ class HostRelay(Relay):
         self._end()
 
 
-def serve(poller: Poller, dialler: Dialler, stream: MuxStream, on_done: Callable[[Relay], None] | None = None) -> None:
+def serve(poller: Poller, dialler: Dialler, stream: MuxStream, on_done: Callable[[Relay], None] | None = None) -> HostRelay:
     """Join `stream`, which the Edge opened, with a new connection to the Host of `dialler`. Synchronous; from the turn.
 
     `on_done(relay)` is called once, when both have ended: `relay.forth.moved` and `relay.back.moved` are bytes to and from
     the Host, `relay.code` is the code of a reset or None. Whatever goes wrong with the Host resets `stream` and raises
     nothing.
     """
-    HostRelay(poller, stream, dialler.open(), on_done).start()
+    joined = HostRelay(poller, stream, dialler.open(), on_done)
+    joined.start()
+    return joined

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from netbore.edge.targets import Opener
+from netbore.link.base import Owned
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
@@ -48,8 +49,10 @@ class ApiTarget:
         stream = viewer.stream
         assert isinstance(stream, TransportStream)
         leftover = viewer.surrender()
-        transport = WebSocketTransport.server(self._poller, stream.surrender(), response=answer, leftover=leftover)
-        self._on_agent(transport)
+        inner = stream.surrender()
+        if isinstance(inner, Owned):
+            inner.carry_link()
+        self._on_agent(WebSocketTransport.server(self._poller, inner, response=answer, leftover=leftover))
 
 
 def process_opener(poller: Poller, serve: Callable[[Stream], None]) -> Opener:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -22,6 +22,9 @@ SERVE: Final = "serve"
 MANAGE: Final = "manage"
 #: Revoked Tunnels that are remembered, the newest.
 MAX_REVOKED: Final = 10_000
+
+#: Told why a Grant was revoked, and whether what it serves is to end by force: if not, its Streams come to their end.
+Revoked: TypeAlias = Callable[[str, bool], None]
 
 log = logging.getLogger("netbore.edge")
 
@@ -66,8 +69,11 @@ class Authority(Protocol):
         """What `credential` allows the Agent process `instance`. A checkpoint. Raises Unauthorized."""
         ...
 
-    def watch(self, grant: Grant, revoked: Callable[[str], None]) -> Callable[[], None]:
-        """Call `revoked(why)` once, when `grant` is revoked, or at once when it is already; what is returned ends the watch."""
+    def watch(self, grant: Grant, revoked: Revoked) -> Callable[[], None]:
+        """Call `revoked(why, force)` once, when `grant` is revoked, or at once when it is already.
+
+        What is returned ends the watch.
+        """
         ...
 
 
@@ -80,7 +86,7 @@ class OperatorAuthority:
         self._ephemerals = ephemerals
         self._clock = clock
         self._revoked: dict[str, str] = {}
-        self._watchers: dict[object, tuple[Grant, Callable[[str], None]]] = {}
+        self._watchers: dict[object, tuple[Grant, Revoked]] = {}
         self._checks: Final = {
             "operator": self._operator,
             "recreate": self._recreate,
@@ -99,12 +105,12 @@ class OperatorAuthority:
             raise Unauthorized(self._revoked[grant.tunnel])
         return grant
 
-    def watch(self, grant: Grant, revoked: Callable[[str], None]) -> Callable[[], None]:
+    def watch(self, grant: Grant, revoked: Revoked) -> Callable[[], None]:
         """See `Authority.watch`."""
         why = self._revoked.get(grant.tunnel) if grant.tunnel is not None else None
         key = object()
         if why is not None:
-            revoked(why)
+            revoked(why, True)
         else:
             self._watchers[key] = (grant, revoked)
 
@@ -113,8 +119,9 @@ class OperatorAuthority:
 
         return end
 
-    def revoke(self, tunnel: str, why: str) -> None:
-        """All tokens of one Tunnel are worth nothing from now on; `why` is shown to those who present them.
+    def revoke(self, tunnel: str, why: str, *, force: bool = True) -> None:
+        """All tokens of one Tunnel are worth nothing from now on; `why` is shown to those who present them. Without
+        `force`, what they serve comes to its end.
 
         It is remembered until this Edge ends, and for the newest MAX_REVOKED Tunnels.
         """
@@ -122,20 +129,20 @@ class OperatorAuthority:
         self._revoked[tunnel] = why
         if len(self._revoked) > MAX_REVOKED:
             del self._revoked[next(iter(self._revoked))]
-        self._tell(lambda grant: grant.tunnel == tunnel, why)
+        self._tell(lambda grant: grant.tunnel == tunnel, why, force)
 
     def revoke_operator(self, why: str) -> None:
         """Whoever came with the operator's token until now loses what it allowed. (The token itself is changed in its file.)"""
-        self._tell(lambda grant: grant.kind == "operator", why)
+        self._tell(lambda grant: grant.kind == "operator", why, True)
 
-    def _tell(self, concerned: Callable[[Grant], bool], why: str) -> None:
+    def _tell(self, concerned: Callable[[Grant], bool], why: str, force: bool) -> None:
         hit = [key for key, (grant, _) in self._watchers.items() if concerned(grant)]
         for key in hit:
             entry = self._watchers.pop(key, None)
             if entry is None:
                 continue  # an earlier callback ended this watch
             try:
-                entry[1](why)
+                entry[1](why, force)
             except Exception:
                 log.exception("a watcher of a grant failed")
 

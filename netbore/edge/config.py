@@ -8,12 +8,11 @@ import attrs
 
 from netbore.edge.door import DoorLimits
 from netbore.edge.front import FrontLimits
+from netbore.edge.records import TunnelLimits
 from netbore.edge.targets import HostLimits
 from netbore.errors import ConfigError
 from netbore.link.poller import PollerLimits
-
-#: Where Agents upgrade to a Link, on the API host.
-LINK_PATH = "/.netbore/link"
+from netbore.proto.wire import LINK_PATH
 
 
 @attrs.frozen
@@ -24,6 +23,7 @@ class EdgeLimits:
     front: FrontLimits = FrontLimits()
     host: HostLimits = HostLimits()
     door: DoorLimits = DoorLimits()
+    tunnels: TunnelLimits = TunnelLimits()
     #: Bytes that all Links together may have promised.
     budget: int = 512 * 1024 * 1024
     drain_seconds: float = 30.0

@@ -7,8 +7,9 @@ the caller is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 
 import attrs
 import trio
@@ -17,7 +18,7 @@ from netbore.edge.api import ApiTarget
 from netbore.edge.authority import Authority
 from netbore.edge.config import EdgeConfig
 from netbore.edge.door import Door, DoorParts
-from netbore.edge.front import Covers, Front, one_certificate
+from netbore.edge.front import Covers, Front, Gate, allow_all, one_certificate
 from netbore.edge.hub import Hub
 from netbore.edge.publisher import Publisher
 from netbore.edge.registry import Registry
@@ -25,6 +26,7 @@ from netbore.edge.routes import Route, RouteTable
 from netbore.edge.tunnels import Tunnels
 from netbore.link.poller import Poller
 from netbore.proto.window import Budget
+from netbore.tasks import keep_running
 
 
 @attrs.frozen
@@ -38,12 +40,27 @@ class Core:
     tunnels: Tunnels
     publisher: Publisher
     door: Door
-    front: Front
+    fronts: list[Front]
+    _new_front: Callable[[Gate], Front]
+
+    @property
+    def front(self) -> Front:
+        """The one that serves Tunnels."""
+        return self.fronts[0]
+
+    def add_front(self, gate: Gate) -> Front:
+        """One more front, behind another gate. It is drained with the others, and the hub hears of it."""
+        front = self._new_front(gate)
+        self.fronts.append(front)
+        return front
 
     async def drain(self) -> None:
-        """Accept no more, let what is in flight come to its end. Cancel it to stop waiting."""
-        self.front.drain()
-        await self.front.drained()
+        """Let what is in flight come to its end; those who come later are refused. Links live on, and resume. Cancel it to stop
+        waiting."""
+        for front in self.fronts:
+            front.drain()
+        for front in self.fronts:
+            await front.drained()
 
 
 @attrs.frozen
@@ -66,7 +83,20 @@ async def open_core(
     routes = RouteTable()
     limits = config.limits
     publisher = Publisher(poller, routes, hub, apex=config.domain, limits=limits.host)
-    front = Front(poller, routes, edge_id=services.edge_id, hub=hub, covers=covers, limits=limits.front)
+    numbers = count(1)
+
+    def new_front(gate: Gate) -> Front:
+        return Front(
+            poller,
+            routes,
+            edge_id=services.edge_id,
+            hub=hub,
+            gate=gate,
+            covers=covers,
+            limits=limits.front,
+            numbers=numbers,
+        )
+
     async with trio.open_nursery() as nursery:
         parts = DoorParts(
             poller=poller,
@@ -79,12 +109,15 @@ async def open_core(
             edge_id=services.edge_id,
         )
         door = Door(parts, limits.door)
-        routes.put(Route(config.api.encode(), ApiTarget(poller, config.link_path, door.accept)))
-        services.tunnels.on_deleted.append(lambda tunnel, holding, force: publisher.unpublish(tunnel.name, force=force))
-        nursery.start_soon(publisher.run, services.registry)
+        routes.put(Route(config.api.encode(), ApiTarget(poller, config.link_path, door.accept), always=True))
+        # Before the tokens are revoked: who has been told of the deletion has nothing left that a revocation could cut.
+        services.tunnels.on_deleted.insert(0, lambda tunnel, holding, force: publisher.unpublish(tunnel.name, force=force))
+        services.tunnels.on_forgotten.append(lambda tunnel: publisher.unpublish(tunnel.name, force=False))
+        nursery.start_soon(keep_running, publisher.run, services.registry)
         nursery.start_soon(door.keep_leases, services.registry)
         try:
-            yield Core(services.edge_id, poller, hub, routes, services.tunnels, publisher, door, front)
+            fronts = [new_front(allow_all)]
+            yield Core(services.edge_id, poller, hub, routes, services.tunnels, publisher, door, fronts, new_front)
         finally:
             door.close()
             nursery.cancel_scope.cancel()

@@ -126,13 +126,15 @@ class Edge:
         assert not broken, "; ".join(broken)
 
     async def drain(self) -> None:
-        """Accept no more connections and wait until what is in flight has come to its end, at most `drain_seconds`. A
-        checkpoint."""
+        """Wait until what is in flight has come to its end, at most `drain_seconds`, and then accept no more. A checkpoint.
+
+        Until then connections are still accepted, because a Link that breaks has to be resumed; Viewers who come are refused.
+        """
         running = self.running
-        for listener in running.listeners.values():
-            listener.close()
         with trio.move_on_after(self.config.limits.drain_seconds):
             await running.core.drain()
+        for listener in running.listeners.values():
+            listener.close()
 
 
 def _certificates(config: EdgeConfig, state: StateDirectory) -> Certificates:
@@ -172,7 +174,7 @@ async def _run(config: EdgeConfig) -> AsyncIterator[Running]:
         sockets = _bind(config, stack)
         port = sockets["https"].getsockname()[1]
         public = PublicAddress(config.domain, config.public_port or port, config.public_url_scheme)
-        services = operator_services(state, public, clock=time.time, api_host=config.api)
+        services = operator_services(state, public, clock=time.time, api_host=config.api, limits=config.limits.tunnels)
         limits = config.limits.poller
         async with (
             open_poller(limits=limits) as poller,
@@ -201,8 +203,7 @@ def _listen(
     poller = core.poller
     plain = core.front
     if config.http == "redirect":
-        gate = redirect_to(config.public_url_scheme, public_port)
-        plain = Front(poller, core.routes, edge_id=core.edge_id, gate=gate, limits=config.limits.front)
+        plain = core.add_front(redirect_to(config.public_url_scheme, public_port))
     accept: dict[str, Callable[[TcpTransport], object]] = {
         "https": partial(Greeter, poller, certificates.server_context(), core.front),
         "http": lambda transport: plain.accept(transport, secure=False),

@@ -3,16 +3,21 @@
 It is hand 1 of the data path, the only one that knows Viewers. For each accepted transport there is a
 `ViewerConnection`, for each request an `Exchange`; the RouteTable turns its authority into a route (hand 2), the gate
 says allow or refuse (hand 3), and the route's target carries it on (hand 4).
+
+While it *drains*, each connection ends after the response at hand. Who comes later is told that the Edge is stopping, but for
+routes that are `always` served: Links that break meanwhile must be able to resume, or what they carry would be lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 
 import attrs
 import trio
 
+from netbore.changes import Changed
 from netbore.edge.hub import FirstByte, Hub, RequestEnded, RequestHeadRead, RequestRefused, ViewerClosed, ViewerOpened
 from netbore.edge.routes import Route, RouteTable
 from netbore.link.poller import Poller
@@ -69,18 +74,20 @@ def one_certificate(a: str, b: str) -> bool:
 class Visit:
     """What is known of one Viewer's connection. `number` and `requests` are for the hub's listeners."""
 
-    __slots__ = ("forwarding", "number", "requests", "secure", "server_name")
+    __slots__ = ("forwarding", "late", "number", "requests", "secure", "server_name")
 
-    def __init__(self, forwarding: Forwarding, server_name: bytes | None, secure: bool, number: int) -> None:
+    def __init__(self, forwarding: Forwarding, server_name: bytes | None, secure: bool, number: int, late: bool) -> None:
         self.forwarding = forwarding
         self.server_name = server_name
         self.secure = secure
         self.number = number
+        #: It came when the Edge had begun to stop.
+        self.late = late
         self.requests = 0
 
 
 class Front:
-    """Everything that the Edge does for Viewers. One front serves all listeners."""
+    """Everything that the Edge does for Viewers of the listeners that share one gate."""
 
     def __init__(
         self,
@@ -92,7 +99,9 @@ class Front:
         gate: Gate = allow_all,
         covers: Covers = one_certificate,
         limits: FrontLimits | None = None,
+        numbers: Iterator[int] | None = None,
     ) -> None:
+        """`numbers` count connections and requests for the hub; fronts that share a hub share them."""
         self._poller = poller
         self._routes = routes
         self._edge_id = edge_id.encode()
@@ -102,8 +111,10 @@ class Front:
         self._limits = limits or FrontLimits()
         self.viewers: set[ViewerConnection] = set()
         self.draining = False
-        self._numbers = 0
-        self._changed = trio.Event()
+        self._numbers = numbers or count(1)
+        #: Those who came before the drain and are not gone.
+        self._leaving: set[ViewerConnection] = set()
+        self._changed = Changed()
 
     def accept(self, transport: Transport, *, secure: bool) -> None:
         """Serve the Viewer behind an open transport; `secure` when it is TLS."""
@@ -111,8 +122,7 @@ class Front:
         client = facts.peer[0].encode() if facts.peer is not None else b"unknown"
         forwarding = Forwarding(client, b"https" if secure else b"http", self._edge_id)
         server_name = facts.server_name.lower().encode() if facts.server_name else None
-        self._numbers += 1
-        visit = Visit(forwarding, server_name, secure, self._numbers)
+        visit = Visit(forwarding, server_name, secure, next(self._numbers), self.draining)
         viewer = ViewerConnection(
             TransportStream(self._poller, transport),
             partial(self._on_request, visit),
@@ -149,6 +159,9 @@ class Front:
         if route is None:
             exchange.refuse(PROBLEMS["no_such_tunnel"])
             return
+        if visit.late and not route.always:
+            exchange.refuse(PROBLEMS["going_away"])
+            return
         verdict = self._gate(exchange)
         if verdict is not None:
             if isinstance(verdict, Problem):
@@ -165,8 +178,7 @@ class Front:
 
     def _announce(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:
         """Tell the hub of a request, now and as it goes on."""
-        self._numbers += 1
-        number, started = self._numbers, self._clock()
+        number, started = next(self._numbers), self._clock()
         request, hub = exchange.request, self._hub
         hub.emit(
             RequestHeadRead(
@@ -201,24 +213,28 @@ class Front:
     # The end
 
     def drain(self) -> None:
-        """Let each connection end after the response at hand; idle ones end now."""
+        """Let each connection end after the response at hand; idle ones end now. Idempotent."""
+        if self.draining:
+            return
         self.draining = True
+        self._leaving = set(self.viewers)
         for viewer in list(self.viewers):
             viewer.draining = True
-            if viewer.exchange is None:
+            if viewer.idle:
                 viewer.close()
 
     async def drained(self) -> None:
-        """Wait until no Viewer is left. A checkpoint."""
+        """Wait until all Viewers are gone that were there when the drain began. A checkpoint."""
         await trio.lowlevel.checkpoint()
-        while self.viewers:
-            self._changed = trio.Event()
+        while self._leaving:
             await self._changed.wait()
 
     def _on_closed(self, viewer: ViewerConnection) -> None:
         self.viewers.discard(viewer)
         self._poller.sweep_no_more(viewer)
-        self._changed.set()
+        if self.draining:
+            self._leaving.discard(viewer)
+            self._changed.set()
         if self._hub.active:
             visit = viewer.context
             assert isinstance(visit, Visit)

@@ -1,9 +1,9 @@
 """Idle connections to one Host, through one Link.
 
 Theory of operation. Newest first, so that what is not needed grows old and goes. How long a Host keeps idle connections
-is learned: from `Keep-Alive: timeout`, and from each idle connection that it closed. A connection that has been idle
-for 80 % of that is not used again, for the Host's FIN may be under way. What was learned belongs to the Tunnel
-(`Patience`), so it outlives a Link.
+is learned: from `Keep-Alive: timeout`, and from each idle connection that it closed (a reset by the Link or by us says
+nothing). A connection that has been idle for 80 % of that is not used again, for the Host's FIN may be under way. What
+was learned belongs to the Tunnel (`Patience`), so it outlives a Link.
 """
 
 from __future__ import annotations
@@ -27,16 +27,41 @@ class PoolLimits:
     patience: float = 0.8
 
 
-class Patience:
-    """The shortest idle time after which one Tunnel's Host is known to close, in seconds."""
+#: How long an idle time counts that was not seen again, in seconds.
+REMEMBERED = 300.0
+#: An idle time of up to so many times the shortest confirms it.
+ALIKE = 1.25
+#: A shorter idle time, in seconds, says nothing about a Host's patience: it had other reasons to close.
+LEAST = 0.05
 
-    __slots__ = ("seconds",)
+
+class Patience:
+    """The shortest idle time after which one Tunnel's Host is known to close, in seconds.
+
+    A Host with a limit shows it again and again; one that restarts closes connections of any age, once. So what is not
+    confirmed is forgotten, lest one such close end all reuse for good.
+    """
+
+    __slots__ = ("_seconds", "_until")
 
     def __init__(self) -> None:
-        self.seconds = inf
+        self._seconds = inf
+        self._until = 0.0
 
-    def learn(self, seconds: float) -> None:
-        self.seconds = min(self.seconds, seconds)
+    def at(self, now: float) -> float:
+        """What is known at `now`; inf when nothing is."""
+        return self._seconds if now < self._until else inf
+
+    def learn(self, seconds: float, now: float) -> None:
+        """The Host closed after `seconds`, or says that it will."""
+        known = self.at(now)
+        if LEAST <= seconds <= known * ALIKE:
+            self._seconds = min(seconds, known)
+            self._until = now + REMEMBERED
+
+    def forget(self) -> None:
+        """It is another Host's now."""
+        self._until = 0.0
 
 
 class HostPool:
@@ -57,7 +82,8 @@ class HostPool:
 
     def take(self, viewer: ViewerSide) -> HostConnection | None:
         """An idle connection that may carry a request of `viewer`, or None."""
-        oldest = self._clock() - min(self._limits.idle_seconds, self._limits.patience * self._patience.seconds)
+        now = self._clock()
+        oldest = now - min(self._limits.idle_seconds, self._limits.patience * self._patience.at(now))
         for at in range(len(self._idle) - 1, -1, -1):
             host = self._idle[at]
             if host.idle_since < oldest:
@@ -68,9 +94,12 @@ class HostPool:
         return None
 
     def on_idle(self, host: HostConnection) -> None:
-        """`host` finished an Exchange and may be used again."""
+        """`host` finished an Exchange and may be used again; or not, when its Host says that it keeps it for no time."""
+        if host.hinted_timeout == 0:
+            host.close()
+            return
         if host.hinted_timeout is not None:
-            self._patience.learn(host.hinted_timeout)
+            self._patience.learn(host.hinted_timeout, host.idle_since)
         self._idle.append(host)
         if len(self._idle) > self._limits.idle:
             self._close(self._idle[0])
@@ -78,16 +107,23 @@ class HostPool:
             self.deadline = host.idle_since + self._limits.idle_seconds
 
     def on_closed(self, host: HostConnection) -> None:
-        """`host` is of no more use; if it was idle, the Host closed it."""
+        """`host` is of no more use. If it was idle and the Host closed it, that says something of the Host."""
         if host in self._idle:
             self._idle.remove(host)
-            self._patience.learn(self._clock() - host.idle_since)
+            if host.closed_by_host:
+                now = self._clock()
+                self._patience.learn(now - host.idle_since, now)
 
     def on_deadline(self, now: float) -> None:
         """Close what has been idle for too long."""
         while self._idle and self._idle[0].idle_since + self._limits.idle_seconds <= now:
             self._close(self._idle[0])
         self.deadline = self._idle[0].idle_since + self._limits.idle_seconds if self._idle else None
+
+    def on_crash(self, error: Exception) -> None:
+        """Second ring: the idle connections are lost, those in use are not."""
+        self.deadline = None
+        self.close()
 
     def close(self) -> None:
         """Close all idle connections."""

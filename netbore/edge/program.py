@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import trio
 
 from netbore.config import parse_address
 from netbore.edge.config import EdgeConfig
+from netbore.edge.descriptors import raise_limit
 from netbore.edge.edge import Edge
-from netbore.errors import ConfigError
-from netbore.signals import INTERRUPTED, until_signalled
+from netbore.errors import ConfigError, NetboreError
+from netbore.signals import INTERRUPTED, Drain, run_until_signalled
 
 #: Exit codes: 0 stopped by a signal, 2 wrong options or a state that cannot be used, 130 cut short by a second signal.
 UNUSABLE = 2
 
 
-@click.group(context_settings={"auto_envvar_prefix": "NETBORE", "help_option_names": ["-h", "--help"]})
+#: Each option can be set by the environment too: --http-listen by NETBORE_HTTP_LISTEN.
+MIRRORED = {"auto_envvar_prefix": "NETBORE"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="netbore")
 def main() -> None:
-    """The Edge: the public side of Netbore. Each option can be set by the environment too, as NETBORE_SERVE_<OPTION>."""
+    """The Edge: the public side of Netbore."""
 
 
-@main.command()
+@main.command(context_settings=MIRRORED)
 @click.option("--domain", default="tunnel.localhost", show_default=True, help="Tunnels are <name>.DOMAIN.")
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="TLS listener, HOST:PORT; port 0 takes a free one.")
 @click.option("--http-listen", help="Plain HTTP listener, HOST:PORT.")
@@ -65,7 +71,15 @@ def serve(
 ) -> None:
     """Accept Viewers and Agents until SIGINT or SIGTERM; the first drains, the second quits.
 
-    Prints `ready https://HOST:PORT` when it accepts, and a second such line for the plain listener.
+    Prints `ready https://HOST:PORT` when it accepts, and a second such line for the plain listener. Each option can be set by the
+    environment too, as NETBORE_<OPTION>: --state-dir by NETBORE_STATE_DIR. An option on the command line wins.
+
+    \b
+    Exit codes:
+        0  stopped by a signal
+        1  any other error
+        2  a wrong option, or a state directory, certificate or address that cannot be used
+      130  a second signal cut the drain short
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -81,11 +95,11 @@ def serve(
             public_port=public_port,
             public_url_scheme=public_url_scheme,
         )
-        gentle = trio.run(_serve, config)
-    except* ConfigError as group:
-        error = _first(group)
+        raise_limit(config.limits.poller.viewers)
+        gentle = run_until_signalled(partial(_serve, config))
+    except NetboreError as error:
         click.echo(f"netbore-edge: {error}", err=True)
-        sys.exit(UNUSABLE)
+        sys.exit(UNUSABLE if isinstance(error, ConfigError) else 1)
     sys.exit(0 if gentle else INTERRUPTED)
 
 
@@ -95,16 +109,14 @@ def _address(text: str) -> tuple[str, int]:
     return host, address.port
 
 
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _serve(config: EdgeConfig) -> bool:
+async def _serve(config: EdgeConfig, up: Callable[[Drain], None]) -> None:
     async with Edge(config) as edge:
-        print(f"ready {edge.url}", flush=True)  # noqa: T201 - the one thing that goes to standard output
-        if edge.http_url is not None:
-            print(f"ready {edge.http_url}", flush=True)  # noqa: T201
-        return await until_signalled(edge.drain)
+        up(edge.drain)
+        _say_ready(edge)
+        await trio.sleep_forever()
+
+
+def _say_ready(edge: Edge) -> None:
+    for url in (edge.url, edge.http_url):
+        if url is not None:
+            print(f"ready {url}", flush=True)  # noqa: T201 - the one thing that goes to standard output

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 import attrs
@@ -75,7 +76,9 @@ def host_of(target: str) -> str:
 class Records:
     """All records, by id and by name, with the places that serve them."""
 
-    def __init__(self, limits: TunnelLimits) -> None:
+    def __init__(self, limits: TunnelLimits, on_forgotten: Callable[[Tunnel], None] | None = None) -> None:
+        """`on_forgotten(tunnel)` is called when a record goes because there are too many; it must not change any."""
+        self._on_forgotten = on_forgotten
         self.by_id: dict[str, Tunnel] = {}
         self.by_name: dict[str, Tunnel] = {}
         self._limits = limits
@@ -185,13 +188,19 @@ class Records:
             del self._serving[tunnel]
             self._offline[tunnel] = None
             if len(self._offline) > self._limits.offline:
-                self._forget(next(iter(self._offline)))
+                self._evict(next(iter(self._offline)))
         else:
             self._offline.pop(tunnel, None)
         return found
 
-    def _forget(self, tunnel: str) -> None:
+    def _evict(self, tunnel: str) -> None:
+        gone = self._forget(tunnel)
+        if self._on_forgotten is not None:
+            self._on_forgotten(gone)
+
+    def _forget(self, tunnel: str) -> Tunnel:
         """Of one that is offline."""
         found = self.by_id.pop(tunnel)
         del self.by_name[found.name]
         del self._offline[tunnel]
+        return found

@@ -23,6 +23,8 @@ import trio
 
 #: How long a place lasts without `renew`. Renew at a third of it.
 LEASE_SECONDS: Final = 30.0
+#: An epoch that a claimer tells of raises later ones up to here only: they must stay numbers that the wire can carry.
+FAR_EPOCH: Final = 2**52
 
 
 @attrs.frozen
@@ -41,6 +43,10 @@ class Holding:
     holder: Holder
     epoch: int
     links: frozenset[tuple[str, int]]
+
+    def not_after(self, epoch: int | None) -> bool:
+        """Whether who held the name in `epoch` (None: who does not say) was not superseded by this holding."""
+        return epoch is None or self.epoch <= epoch
 
 
 @attrs.frozen
@@ -93,10 +99,14 @@ class Watch(Protocol):
 class Registry(Protocol):
     """All methods with `async` are checkpoints. Cancelled, a claim may have been granted: release the Link then."""
 
-    async def claim(self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool) -> Claim:
+    async def claim(
+        self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool, epoch: int | None = None
+    ) -> Claim:
         """Hold `name` over (link, handle). The same holder adds to its set. Raises NameTaken.
 
-        A name held by another instance is taken from it with `takeover` only, one held by another owner never.
+        A name held by another instance is taken from it with `takeover` only, one held by another owner never. `epoch` is that
+        in which the claimer held the name last, if it did: then it is not taken from a holding of a later epoch, by which the
+        claimer was superseded; and the new epoch is above it even where this Registry has forgotten it.
         """
         ...
 
@@ -146,15 +156,17 @@ class MemoryRegistry:
         self._earliest = float("inf")  # no place ends before this
         self._watches: set[MemoryWatch] = set()
 
-    async def claim(self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool) -> Claim:
+    async def claim(
+        self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool, epoch: int | None = None
+    ) -> Claim:
         await trio.lowlevel.checkpoint()
         now = self._expire()
         entry = self._entries.get(name)
         if entry is not None and entry.holding.holder == holder:
             return Claim(self._place(entry, link, handle, now))
-        if entry is not None and not (takeover and entry.holding.holder.owner == holder.owner):
+        if entry is not None and not (takeover and entry.holding.holder.owner == holder.owner and entry.holding.not_after(epoch)):
             raise NameTaken(entry.holding)
-        self._epoch += 1
+        self._epoch = max(self._epoch, min(epoch or 0, FAR_EPOCH)) + 1
         fresh = _Entry(Holding(name, holder, self._epoch, frozenset()), {})
         previous = entry.holding if entry is not None else None
         if previous is not None:

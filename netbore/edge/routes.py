@@ -23,12 +23,16 @@ class Target(Protocol):
 
 @attrs.frozen
 class Route:
-    """One public host name. `host` replaces the Host header of its requests; None keeps it."""
+    """One public host name. `host` replaces the Host header of its requests; None keeps it.
+
+    `always`: served to those who come during a drain, too.
+    """
 
     hostname: bytes
     target: Target
     host: bytes | None = None
     tunnel: str | None = None
+    always: bool = False
 
 
 class RouteTable:

@@ -3,18 +3,19 @@
 Theory of operation. The front knows `Target.carry` only. A `HostTarget` has one `Way` for each Link of its Tunnel's
 holder (or one that dials an address, which makes the same front a plain reverse proxy). A way opens Streams, keeps idle
 ones in its pool, and knows the connections that are in use. When its Link breaks it is *suspended*: what is in use
-stands still, new requests go another way, or are held for a short while when there is no other. Held requests go on
-when a way comes back or a new one is added, and are refused when their time is up.
+stands still. A request takes the next way that opens a Stream for it; when none does, it is held for a short while
+(`held`). A way that was removed is *retired*: it gets no new request, but what is in use comes to its end, and is still
+suspended and restored with its Link until it is empty.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import attrs
 
+from netbore.edge.held import HeldRequests, HeldRoom
 from netbore.edge.pool import HostPool, Patience, PoolLimits
 from netbore.link.base import NOBODY
 from netbore.link.link import Link
@@ -55,9 +56,10 @@ class HostLimits:
     http: HttpLimits = HttpLimits()
     #: Whose heads h11 has to read as the strict check did.
     second_opinion: Opinion = Opinion.ODD
-    #: How long a request waits for a broken Link, and how many may wait for one Tunnel.
+    #: How long a request waits for a broken or full Link, how many may wait for one Tunnel, and for all of an Edge.
     held_seconds: float = 10.0
     held: int = 1000
+    held_in_all: int = 10_000
 
 
 class Way:
@@ -70,6 +72,9 @@ class Way:
         self.pool = HostPool(target.clock, patience, target.limits.pool)
         self._live: set[HostConnection] = set()
         self.suspended = False
+        self.retired = False
+        #: Called once when it is retired and its last connection has closed.
+        self.on_empty: Callable[[Way], object] | None = None
         self._poller.sweep(self.pool)
 
     def connection(self, exchange: Exchange, *, pooled: bool) -> HostConnection:
@@ -90,15 +95,19 @@ class Way:
         return host
 
     def on_idle(self, host: HostConnection) -> None:
-        if self.suspended or not self._target.pooled:
+        if self.suspended or self.retired or not self._target.pooled:
             host.close()
         else:
             self.pool.on_idle(host)
+            self._target.has_room()
 
     def on_closed(self, host: HostConnection) -> None:
         self.pool.on_closed(host)
         self._live.discard(host)
         self._poller.sweep_no_more(host)
+        if self.retired and not self._live and self.on_empty is not None:
+            on_empty, self.on_empty = self.on_empty, None
+            on_empty(self)
 
     def suspend(self) -> None:
         """The Link is broken: connections stand still, deadlines too."""
@@ -112,10 +121,12 @@ class Way:
         now = self._poller.now
         for host in list(self._live):
             host.thaw(now)
-        self._target.release_held()
+        if not self.retired:
+            self._target.release_held()
 
-    def close(self) -> None:
+    def retire(self) -> None:
         """No more Streams are opened; idle connections are closed, others come to their end."""
+        self.retired = True
         self._poller.sweep_no_more(self.pool)
         self.pool.close()
 
@@ -123,30 +134,29 @@ class Way:
         return len(self._live)
 
 
-@attrs.frozen(eq=False)
-class Held:
-    """A request that waits for a way."""
-
-    exchange: Exchange
-    head: RequestHead
-    until: float
-
-
 class HostTarget:
     """One Host, and all the ways to it."""
 
-    def __init__(self, poller: Poller, *, apex: bytes, limits: HostLimits | None = None, pooled: bool = True) -> None:
-        """`apex` is the Edge's domain, for the rules of cookies. Without `pooled`, each request gets a Stream of its own."""
+    def __init__(
+        self,
+        poller: Poller,
+        *,
+        apex: bytes,
+        limits: HostLimits | None = None,
+        pooled: bool = True,
+        room: HeldRoom | None = None,
+    ) -> None:
+        """`apex` is the Edge's domain, for the rules of cookies. Without `pooled`, each request gets a Stream of its own.
+        `room` is shared by all targets of an Edge."""
         self.poller = poller
-        self.limits = limits or HostLimits()
-        self.pooled = pooled
+        self.limits = limits = limits or HostLimits()
+        self._pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
         self._patience = Patience()
         self._ways: list[Way] = []
         self._next = 0
-        self._held: deque[Held] = deque()
-        #: Swept: when the oldest held request is refused.
-        self.deadline: float | None = None
+        room = room or HeldRoom(limits.held_in_all)
+        self.held = HeldRequests(poller, room, seconds=limits.held_seconds, limit=limits.held)
 
     def clock(self) -> float:
         return self.poller.now
@@ -156,91 +166,106 @@ class HostTarget:
         """How the Host can be reached, suspended ways included."""
         return tuple(self._ways)
 
-    def add(self, opener: Opener) -> Way:
-        """There is one more way."""
+    @property
+    def pooled(self) -> bool:
+        """Connections are used again."""
+        return self._pooled
+
+    @pooled.setter
+    def pooled(self, pooled: bool) -> None:
+        self._pooled = pooled
+        if not pooled:
+            self.close_idle()
+
+    def other_host(self) -> None:
+        """From now on another Host stands behind the ways: what was learned, and what is idle, belonged to the last one."""
+        self._patience.forget()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the connections that are not in use."""
+        for way in self._ways:
+            way.pool.close()
+
+    def add(self, opener: Opener, *, suspended: bool = False) -> Way:
+        """There is one more way; `suspended`, when its Link is broken already."""
         way = Way(self, opener, self._patience)
         self._ways.append(way)
-        self.release_held()
+        if suspended:
+            way.suspend()
+        else:
+            self.release_held()
         return way
 
     def remove(self, way: Way) -> None:
         """This way is gone. Exchanges on it come to their end. Idempotent."""
         if way in self._ways:
             self._ways.remove(way)
-            way.close()
+            way.retire()
 
     def carry(self, exchange: Exchange, head: RequestHead) -> None:
         """Forward `exchange` on an idle connection or on a new one, hold it, or refuse it."""
-        way = self._choose()
-        if way is None:
-            self._hold(exchange, head)
+        problem = self._forward(exchange, head)
+        if problem is None:
             return
-        try:
-            # A second try gets a new connection: other idle ones may be just as dead, and there is no third.
-            host = way.connection(exchange, pooled=self.pooled and not exchange.retries)
-        except Refused as refused:
-            exchange.refuse(refused.problem)
-            return
-        exchange.forward(host, head, self._rewrite, partial(self._again, head))
+        if self._ways:
+            self.held.hold(exchange, head, problem)
+        else:
+            exchange.refuse(problem)
 
-    def _again(self, head: RequestHead, exchange: Exchange) -> None:
-        self.carry(exchange, head)
-
-    def _choose(self) -> Way | None:
-        """The next way that is not suspended, in turn."""
+    def _forward(self, exchange: Exchange, head: RequestHead) -> Problem | None:
+        """Take the next way, in turn, that gives a connection; None, or why there is none."""
         ways = self._ways
+        problem = PROBLEMS["agent_offline"]
+        # A second try gets a new connection: other idle ones may be just as dead, and there is no third.
+        pooled = self._pooled and not exchange.retries
         for _ in range(len(ways)):
             self._next = (self._next + 1) % len(ways)
             way = ways[self._next]
             if not way.suspended:
-                return way
-        return None
+                try:
+                    host = way.connection(exchange, pooled=pooled)
+                except Refused as refused:
+                    problem = refused.problem
+                else:
+                    exchange.forward(host, head, self._rewrite, partial(self._again, head))
+                    return None
+        return problem
+
+    def _again(self, head: RequestHead, exchange: Exchange) -> None:
+        self.carry(exchange, head)
 
     # Held requests
 
-    def _hold(self, exchange: Exchange, head: RequestHead) -> None:
-        if not self._ways:
-            exchange.refuse(PROBLEMS["agent_offline"])
-        elif len(self._held) >= self.limits.held:
-            exchange.refuse(PROBLEMS["limit_reached"])
-        else:
-            self._held.append(Held(exchange, head, self.clock() + self.limits.held_seconds))
-            if self.deadline is None:
-                self.deadline = self._held[0].until
-                self.poller.sweep(self)
-
     def release_held(self) -> None:
-        """A way is there: let those who wait go on."""
-        self.deadline = None
-        self.poller.sweep_no_more(self)
-        held, self._held = self._held, deque()
-        for one in held:
-            if not one.exchange.done:
-                self.carry(one.exchange, one.head)
+        """A way is there, or has room: let those who wait go on."""
+        if self.held:
+            self.held.release(self._forward)
 
-    def on_deadline(self, now: float) -> None:
-        """Refuse those whose time is up."""
-        while self._held and self._held[0].until <= now:
-            self._held.popleft().exchange.refuse(PROBLEMS["agent_offline"])
-        self.deadline = self._held[0].until if self._held else None
-        if self.deadline is None:
-            self.poller.sweep_no_more(self)
+    def has_room(self) -> None:
+        """A connection is idle: those who wait may use it, but not inside this call."""
+        if self.held:
+            self.poller.post(self.release_held)
+
+    def on_crash(self, error: Exception) -> None:
+        """A posted `release_held` raised."""
+        self.held.on_crash(error)
 
     def close(self) -> None:
         """The name is gone: nothing is held any more."""
         for way in self.ways:
             self.remove(way)
-        held, self._held = self._held, deque()
-        for one in held:
-            one.exchange.refuse(PROBLEMS["no_such_tunnel"])
-        self.poller.sweep_no_more(self)
+        self.held.refuse_all(PROBLEMS["no_such_tunnel"])
 
 
 def tcp_opener(poller: Poller, address: tuple[str, int]) -> Opener:
     """Dials `address`, a literal IP address and port, for each Stream."""
 
     def connect() -> Stream:
-        return TransportStream(poller, TcpTransport.connect(poller, address, NOBODY))
+        try:
+            return TransportStream(poller, TcpTransport.connect(poller, address, NOBODY))
+        except OSError as error:  # no descriptor, or no memory
+            raise Refused(PROBLEMS["limit_reached"]) from error
 
     return connect
 

@@ -74,7 +74,7 @@ class PublicAddress:
 
 @attrs.frozen
 class BindRequest:
-    """What an Agent asks for (docs/protocol.md section 4.6). `name` None: the Edge chooses."""
+    """What an Agent asks for (docs/protocol.md section 4.6). `name` None: the Edge chooses. `epoch`: that of the last BOUND."""
 
     handle: int
     name: str | None = None
@@ -83,6 +83,7 @@ class BindRequest:
     host_header: str = "keep"
     target: str = ""
     pool: bool = True
+    epoch: int | None = None
 
 
 @attrs.frozen
@@ -135,10 +136,12 @@ class Tunnels:
         self._minting = minting
         self._reserved = reserved
         self._hub = hub or Hub()
-        self._records = Records(limits or TunnelLimits())
+        self._records = Records(limits or TunnelLimits(), self._forgotten)
         #: Called when a Tunnel was deleted, with its last holding (None: nobody served it) and whether to force its Streams'
-        #: end. The door unbinds the holding's Links here, and the authority revokes the Tunnel's tokens.
+        #: end. The publisher unbinds the holding's Links here, and the authority revokes the Tunnel's tokens.
         self.on_deleted: list[Callable[[Tunnel, Holding | None, bool], None]] = []
+        #: Called when the record of a Tunnel that was offline was dropped for a limit: its name is nobody's now.
+        self.on_forgotten: list[Callable[[Tunnel], None]] = []
 
     # The control API's side
 
@@ -292,12 +295,13 @@ class Tunnels:
         try:
             self._records.place(tunnel.id, place)
             holder = Holder(grant.owner, instance)
-            claim = await self._registry.claim(name, holder, link, request.handle, takeover=grant.own_name == name)
+            own = grant.own_name == name
+            claim = await self._registry.claim(name, holder, link, request.handle, takeover=own, epoch=request.epoch)
         except BaseException as error:
             self._records.leave(place)
             self._take_back(tunnel.id, fresh)
             if isinstance(error, NameTaken):
-                raise Refused(Code.NAME_TAKEN, _why_taken(error.holding, grant)) from None
+                raise _taken(error.holding, grant, request) from None
             raise
         now_here = self._records.at(place)
         if now_here is None or now_here.id != tunnel.id:
@@ -355,6 +359,10 @@ class Tunnels:
         if fresh and found is not None and found.state == "offline":
             self._records.remove(tunnel)
 
+    def _forgotten(self, tunnel: Tunnel) -> None:
+        for callback in self.on_forgotten:
+            callback(tunnel)
+
     def _not_pending(self, tunnel: str) -> None:
         if tunnel in self._records.by_id:
             self._records.end_pending(tunnel)
@@ -383,7 +391,9 @@ class Tunnels:
         return mint_recreate(minting.keys(), name=tunnel.name, owner=tunnel.owner, tunnel=tunnel.id, now=minting.clock())
 
 
-def _why_taken(holding: Holding, grant: Grant) -> str:
+def _taken(holding: Holding, grant: Grant, request: BindRequest) -> Refused:
     if holding.holder.owner != grant.owner:
-        return "the name belongs to another owner"
-    return "another Agent holds it; its recreate token is needed to take over"
+        return Refused(Code.NAME_TAKEN, "the name belongs to another owner")
+    if not holding.not_after(request.epoch):
+        return Refused(Code.REPLACED, "another Agent took this Tunnel over")
+    return Refused(Code.NAME_TAKEN, "another Agent holds it; its recreate token is needed to take over")

@@ -78,6 +78,9 @@ class Owned:
     def close(self, abort: bool = False) -> None:
         raise NotImplementedError
 
+    def carry_link(self) -> None:
+        """A Link goes over this transport from now on, though it was made for a Viewer: take the settings of Links."""
+
     def unsent(self) -> bool | None:
         """Whether accepted bytes have not reached the peer's side yet; None when that cannot be told."""
         return False

@@ -6,6 +6,8 @@ Agent's dialler, who hold a `Greeting` each.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from netbore.link.transport import Transport, TransportBroken
 from netbore.link.waiter import TransportWaiter
 from netbore.proto.handshake import FROM_ACCEPTOR, FROM_DIALLER, Handshake, Message, Reject, encode
@@ -22,6 +24,7 @@ class Greeting:
         self._waiter = TransportWaiter(transport)
         self._handshake = Handshake(FROM_ACCEPTOR if dialler else FROM_DIALLER)
         self._fed = leftover
+        self._saying = False
 
     @property
     def decoder(self) -> RecordDecoder:
@@ -39,9 +42,17 @@ class Greeting:
 
     async def say(self, message: Message) -> None:
         """Send `message`. Raises TransportBroken."""
+        self._saying = True
         await self._waiter.send_all(encode(message))
+        self._saying = False
 
     async def refuse(self, reject: Reject) -> None:
         """Send the last word and close, in order. Raises TransportBroken."""
         await self.say(reject)
         self.transport.send_eof()
+
+    def give_up(self, reject: Reject) -> None:
+        """After a method was cancelled: the last word, if the transport takes it now and no other was begun."""
+        if not self._saying:
+            with suppress(TransportBroken):
+                self.transport.try_send(encode(reject))

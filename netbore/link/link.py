@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import trio
 
+from netbore.changes import Changed
 from netbore.link.poller import Poller, Timer
 from netbore.link.stream import StreamAdapter
 from netbore.link.transport import Transport, TransportBroken
@@ -31,7 +32,7 @@ from netbore.proto.records import RecordDecoder
 from netbore.proto.session import Ended, Session
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
-from netbore.proto.wire import FLUSH, MAX_ID, Code, Kind
+from netbore.proto.wire import FLUSH, MAX_CONTROL_QUEUE, MAX_ID, Code, Kind
 
 #: Bytes taken from a Link's transport in one read (design section 3).
 READ = 262144
@@ -52,6 +53,9 @@ class LinkUser(Protocol):
 
     def on_move(self, link: Link, spread: float) -> None:
         """The Edge wants a second Link, dialled within `spread` seconds."""
+
+    def on_open_allowed(self, link: Link) -> None:
+        """An `open` that was refused for MAX_STREAMS may be tried again."""
 
     def on_ended(self, link: Link, ended: Ended) -> None:
         """The Link is over; its Streams have been reset. The last call."""
@@ -86,8 +90,9 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._unsent: Data = b""
         self._timer: Timer | None = None
         self._arrived: deque[MuxStream] = deque()
-        self._changed = trio.Event()
-        self._drained: trio.Event | None = None
+        self._changed = Changed()
+        self._draining = 0  # tasks that want to hear of each step of the session
+        self._stepped = Changed()
 
     # State
 
@@ -145,8 +150,11 @@ class Link(trio.abc.Listener[StreamAdapter]):
         return self.session.mux.refusal
 
     def send_message(self, message: dict[str, Any]) -> None:
-        """Queue a control message."""
-        self.session.mux.send_message(message)
+        """Queue a control message. A peer that grants no credit for so long that MAX_CONTROL_QUEUE bytes wait ends the Link."""
+        mux = self.session.mux
+        mux.send_message(message)
+        if mux.control.queued > MAX_CONTROL_QUEUE:
+            self.close(Code.LIMIT_EXCEEDED, "the peer does not read the control stream")
 
     async def open_stream(self, kind: Kind, handle: int) -> StreamAdapter:
         """Open a Stream as a Trio stream. A checkpoint. Raises trio.BrokenResourceError when the peer allows none now."""
@@ -167,17 +175,25 @@ class Link(trio.abc.Listener[StreamAdapter]):
                 if self.ended.by_peer:
                     raise trio.BrokenResourceError(self.ended.text)
                 raise trio.ClosedResourceError(self.ended.text)
-            self._changed = trio.Event()
             await self._changed.wait()
         return StreamAdapter(self._arrived.popleft())
 
-    async def drained(self) -> None:
-        """Wait until no Stream is open, or the Link has ended. A checkpoint; for one task at a time."""
+    async def drained(self, handle: int | None = None) -> None:
+        """Wait until no Stream is open, or none of one handle, and the peer has all that was sent on them; or until the end.
+
+        A checkpoint, for any number of tasks. A broken Link is waited for.
+        """
         await trio.lowlevel.checkpoint()
-        while self.ended is None and not self.session.mux.idle:
-            self._drained = trio.Event()
-            await self._drained.wait()
-        self._drained = None
+        session = self.session
+        self._draining += 1
+        try:
+            while self.ended is None and session.mux.busy(handle):
+                await self._stepped.wait()
+            sent = session.pipe.sent
+            while self.ended is None and session.pipe.acked < sent:
+                await self._stepped.wait()
+        finally:
+            self._draining -= 1
 
     async def aclose(self) -> None:
         """End the Link at once. A checkpoint."""
@@ -232,8 +248,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
                 return
             self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
         transport.watch(True, bool(self._unsent) or self.session.has_output)
-        if self._drained is not None and self.session.mux.idle:
-            self._drained.set()
+        self._step()
         self._arm()
 
     # Inside
@@ -242,12 +257,15 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._poller.mark(self, last=True)
 
     def _after(self) -> None:
-        if self._drained is not None and self.session.mux.idle:
-            self._drained.set()
+        self._step()
         if self._transport is not None and self.session.has_output:
             self._mark()
         else:
             self._arm()
+
+    def _step(self) -> None:
+        if self._draining:
+            self._stepped.set()
 
     def _handle(self, happened: list[Any]) -> None:
         for event in happened:
@@ -258,6 +276,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
                     self._user.on_message(self, message)
                 case events.Move(spread=spread):
                     self._user.on_move(self, spread / 1000)
+                case events.OpenAllowed():
+                    self._user.on_open_allowed(self)
                 case events.SinkFailed(stream=stream, error=error):
                     log.error("stream %s of link %s failed", stream.id, self.name, exc_info=error)
                 case pipe.TransportDead(reason=reason):
@@ -293,8 +313,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
             stream.release()
         self._arrived.clear()
         self._changed.set()
-        if self._drained is not None:
-            self._drained.set()
+        self._step()
         self._user.on_ended(self, ended)
 
     def _arm(self) -> None:

@@ -185,8 +185,9 @@ class Poller:
                 except trio.ClosedResourceError:
                     return
                 self._waiting = False
+            enough = self._turn.clock() + self.limits.awake_seconds
             for _ in range(self.limits.polls):
-                if not self._step():
+                if not self._step() or self._turn.clock() >= enough:
                     break
 
     async def run_timers(self) -> None:

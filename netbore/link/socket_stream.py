@@ -8,8 +8,8 @@ The kernel gives an error only once, so after a failed send the transport is sti
 there), but that end is then told as a reset and never as EOF.
 
 A Stream frees itself when both halves have ended: the transport is closed once it holds nothing more. A reader that stopped
-before the peer had ended goes on reading and dropping for a while (LINGER_SECONDS, LINGER_BYTES), lest the kernel answer
-unread input by a reset that destroys what is still under way to the peer.
+before the peer had ended waits for that end for a while (LINGER_SECONDS), lest the kernel answer unread input by a reset that
+destroys what is still under way to the peer. Meanwhile it reads and drops LINGER_BYTES, and leaves the rest unread.
 """
 
 from __future__ import annotations
@@ -301,7 +301,9 @@ class TransportStream:
     def _drop(self, count: int) -> None:
         self._dropped += count
         if not self._sending and self._dropped > LINGER_BYTES:
-            self._free()
+            # Not a reason to close at once: the kernel may still hold bytes that the peer is about to read.
+            self._dropping = False
+            self._rewatch()
 
     # What the sink is told, now or when there is one.
 

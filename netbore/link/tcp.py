@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import struct
 import sys
@@ -22,6 +23,7 @@ from netbore.link.poller import Poller
 from netbore.link.transport import Facts, Owner, TransportBroken
 from netbore.link.turn import READABLE, TROUBLE, WRITABLE
 from netbore.proto.stream import Data
+from netbore.proto.wire import DEAD_SECONDS
 
 log = logging.getLogger("netbore.tcp")
 
@@ -55,6 +57,10 @@ class TcpOptions:
             _set_option(sock, "TCP_NOTSENT_LOWAT", self.notsent_lowat)
         if self.user_timeout is not None:
             _set_option(sock, "TCP_USER_TIMEOUT", int(self.user_timeout * 1000))
+
+
+#: A Link's socket gives up at last when the peer's side has been dead for as long as a Link takes to notice.
+LINK_OPTIONS = TcpOptions(user_timeout=DEAD_SECONDS)
 
 
 def _set_option(sock: socket.socket, name: str, value: int) -> None:
@@ -132,7 +138,7 @@ class TcpTransport(Owned):
         if self.closed:
             return
         if failure:
-            return self._fail(broken(OSError(failure, errno.errorcode.get(failure, "connect failed"))))
+            return self._fail(broken(OSError(failure, os.strerror(failure))))
         try:
             self.accepted(self._sock.getpeername())
         except OSError as error:
@@ -196,6 +202,17 @@ class TcpTransport(Owned):
             self._poller.interest(self._fd, self._mask, mask)
             self._mask = mask
 
+    def carry_link(self) -> None:
+        """Links have an option of their own, and are no Viewers: the listener gets its place back."""
+        if not self.closed:
+            LINK_OPTIONS.apply(self._sock)
+        self._leave_listener()
+
+    def _leave_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.one_gone()
+
     def unsent(self) -> bool | None:
         """Whether the kernel still has bytes that the peer did not acknowledge; None where it does not say."""
         return _unsent(self._fd) if not self.closed else False
@@ -214,8 +231,7 @@ class TcpTransport(Owned):
                 log.debug("no abort: %s", error)
         self._poller.close_later(self._sock.close)
         self._poller.let_go(self)
-        if self._listener is not None:
-            self._listener.one_gone()
+        self._leave_listener()
 
     def audit(self) -> str | None:
         wanted = (READABLE if self.want_read else 0) | (WRITABLE if self.want_write else 0)

@@ -140,6 +140,12 @@ class TlsTransport(Owned):
         feed = LINK_FEED if link else FEED
         return cls(poller, inner, context, owner, server=True, server_name=None, lenient_eof=lenient_eof, feed=feed)
 
+    def carry_link(self) -> None:
+        self._feed = LINK_FEED
+        self._lenient = False
+        if isinstance(self._inner, Owned):
+            self._inner.carry_link()
+
     # The handshake.
 
     def _queue_up(self) -> None:

@@ -42,6 +42,8 @@ class PollerLimits:
     calls: int = 16384
     #: Turns made at one awakening while something is ready, before other Trio tasks run again.
     polls: int = 3
+    #: No further turn is made at the same awakening once so much time has passed.
+    awake_seconds: float = 0.003
     #: Full batches after which due timers fire although not everything that is readable has been read.
     full_batches: int = 8
     sweep_seconds: float = 0.25
@@ -81,6 +83,9 @@ class Swept(Protocol):
     def deadline(self) -> float | None: ...
 
     def on_deadline(self, now: float) -> None: ...
+
+    def on_crash(self, error: Exception) -> None:
+        """`on_deadline` raised: end what it was about, and nothing else."""
 
 
 class Turn:

@@ -229,6 +229,12 @@ class Mux:
         """No Stream is open but the control stream."""
         return len(self._streams) == 1 and not self._unopened
 
+    def busy(self, handle: int | None = None) -> bool:
+        """Whether a Stream is open for `handle`, or for any."""
+        if handle is None:
+            return not self.idle
+        return any(stream.handle == handle and stream is not self.control for stream in self._live())
+
     def open(self, kind: Kind, handle: int, hops: int = 0, facts: dict[str, Any] | None = None) -> MuxStream | None:
         """Open a Stream; it may be sent on at once. None when `refusal` forbids it.
 
@@ -362,8 +368,10 @@ class Mux:
 
     @property
     def max_streams_due(self) -> bool:
-        """Enough handlers have ended for a MAX_STREAMS."""
-        return self._handled * 2 >= self._ours.max_streams and self._handled > 0 and not self._closed
+        """Enough handlers have ended for a MAX_STREAMS: half of them, or any while the peer can open nothing."""
+        if not self._handled or self._closed:
+            return False
+        return self._handled * 2 >= self._ours.max_streams or self._peer_opened >= self._peer_may_open
 
     def announce_max_streams(self) -> int:
         """The count that a MAX_STREAMS leaves with."""
@@ -430,6 +438,8 @@ class Mux:
         self.data_sent += 1  # pays like one that was sent
         if self._peer_opened > self._peer_may_open:
             raise RemoteProtocolError(Code.LIMIT_EXCEEDED, "more Streams than MAX_STREAMS")
+        if self.max_streams_due:
+            self.scheduler.mark()
         opened = decode_open(payload)
         if opened.window > MAX_CREDIT:
             raise RemoteProtocolError(Code.FLOW_CONTROL_ERROR, "window of OPEN too large")
@@ -504,6 +514,7 @@ class Mux:
         if self._refused and self.refusal is None:
             self._refused = False
             self._events.append(OpenAllowed())
+            self.on_output()  # nothing to send, but whoever sends asks for the events too
 
     def _live(self) -> list[MuxStream]:
         return [*self._streams.values(), *self._unopened]

@@ -67,7 +67,6 @@ class MuxStream:
         "_paused",
         "_posted",
         "_reset_due",
-        "_since",
         "_sink",
         "_stop_due",
         "_waiting",
@@ -139,7 +138,6 @@ class MuxStream:
         self.held = 0
         self.window_due = False
         self.stop_queued: int | None = None  # a STOP that waits for our OPEN
-        self._since = 0.0
         self.direct: Sink | None = None
         self._sink: Sink | None = None
         self._paused = False
@@ -272,10 +270,9 @@ class MuxStream:
         if self.receiving_half is Half.ENDED:
             self.settle()
             return
-        if not self.owed:
-            self._since = self.mux.now
         self.owed += count
-        if self.owed * 2 >= self.growth.size and not self.window_due:
+        grown = self._grow(count)
+        if (grown or self.owed * 4 >= self.growth.size) and not self.window_due:
             self.mux.scheduler.window(self)
 
     def release(self) -> None:
@@ -410,16 +407,12 @@ class MuxStream:
             self.mux.hold(self, self.added)
             self.mux.scheduler.window(self)
 
-    def return_credit(self, now: float) -> int:
+    def return_credit(self) -> int:
         """What a WINDOW is to say, in bytes; 0 when none is due any more."""
         self.window_due = False
         if self.receiving_half is not Half.OPEN:
             return 0
-        grown = self.growth.moved(self.owed, now, self.mux.rtt, self._since) if self.owed else 0
-        self.mux.hold(self, grown)
-        if self.growth.full:
-            self.mux.memory.note(self.growth.full, now)
-        increment = self.owed + self.added + grown
+        increment = self.owed + self.added
         self.owed = self.added = 0
         self.credit_out += increment
         return increment
@@ -479,6 +472,18 @@ class MuxStream:
         if self.direct is not None and (self._waiting or self.deaf or self._paused or self.direct is not self._sink):
             wrong.append("data would pass what waits")
         return wrong
+
+    def _grow(self, count: int) -> int:
+        """`count` bytes were consumed: the size by which the window grew. It is counted here, byte for byte, and not when credit
+        returns: the rest below a quarter window, which returns only behind further data, would hide that a window is full."""
+        mux, growth = self.mux, self.growth
+        grown = growth.moved(count, mux.now, mux.rtt)
+        if growth.full:
+            mux.memory.note(growth.full, mux.now)
+        if grown:
+            mux.hold(self, grown)
+            self.added += grown
+        return grown
 
     # What the sink is owed
 

@@ -44,7 +44,7 @@ from netbore.proto.records import (
 )
 from netbore.proto.replay import Replay
 from netbore.proto.stream import Data
-from netbore.proto.window import Budget, Growth
+from netbore.proto.window import Budget, Growth, first_room
 from netbore.proto.wire import (
     ACK_BYTES,
     ACK_SECONDS,
@@ -106,14 +106,15 @@ class Pipe:
         on_output: Callable[[], None],
         allowance: Allowance | None = None,
     ) -> None:
-        if not budget.take(FIRST_ROOM):
+        room = first_room(budget, FIRST_ROOM)
+        if not room:
             raise LocalProtocolError(Code.LIMIT_EXCEEDED, "no budget for another Link's replay")
         self._pull = pull
         self._deliver = deliver
         self._budget = budget
         self._on_output = on_output
         self._allowance = allowance if allowance is not None else Allowance()
-        self._replay = Replay(Growth(FIRST_ROOM, MAX_ROOM, budget))
+        self._replay = Replay(Growth(room, MAX_ROOM, budget))
         self._heartbeat = Heartbeat()
         self._decoder = RecordDecoder()
         self._pongs: deque[int] = deque(maxlen=PONGS_MOST)

@@ -136,7 +136,7 @@ class Scheduler:
             if room <= 0:
                 self._windows = windows[done:]
                 return room
-            increment = stream.return_credit(now)
+            increment = stream.return_credit()
             if increment:
                 pieces.append(encode_window(stream.id, increment))
                 room -= len(pieces[-1])

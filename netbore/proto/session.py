@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from netbore.proto import events, pipe
+from netbore.proto.errors import LocalProtocolError
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Mux, Role
 from netbore.proto.pipe import Pipe, PipeState
@@ -36,7 +37,10 @@ Event: TypeAlias = events.Event | pipe.TransportDead | Ended
 
 
 class Session:
-    """The protocol of one Link, sans-IO. Every method is synchronous; time is passed in."""
+    """The protocol of one Link, sans-IO. Every method is synchronous; time is passed in.
+
+    Making one raises LocalProtocolError (limit_exceeded), and leaves the budget as it was, when there is no room for it.
+    """
 
     def __init__(
         self,
@@ -52,13 +56,17 @@ class Session:
         self.budget = budget if budget is not None else Budget(LINK_BUDGET)
         minor = Allowance()
         self.mux = Mux(role, ours, theirs, budget=self.budget, post=post, on_output=on_output, max_id=max_id, minor=minor)
-        self.pipe = Pipe(
-            pull=self.mux.data_to_send,
-            deliver=self._deliver,
-            budget=self.budget,
-            on_output=on_output,
-            allowance=minor,
-        )
+        try:
+            self.pipe = Pipe(
+                pull=self.mux.data_to_send,
+                deliver=self._deliver,
+                budget=self.budget,
+                on_output=on_output,
+                allowance=minor,
+            )
+        except LocalProtocolError:
+            self.mux.close(Code.LIMIT_EXCEEDED)  # gives its reserve back
+            raise
         self._delivered: list[Any] = []
         self.ended: Ended | None = None
 
@@ -134,19 +142,17 @@ class Session:
             self._delivered += happened
 
     def _settle(self, happened: list[Any], now: float) -> list[Event]:
-        """Turn what ends one half into the end of both, and stop there."""
+        """Turn what ends one half into the end of both, and stop there: a closed Pipe tells nothing more."""
         settled: list[Event] = []
         for event in happened:
             match event:
                 case events.Failed(code, text) | pipe.Failed(code, text):
-                    if self.ended is None:
-                        settled.append(self.close(code, text))
+                    settled.append(self.close(code, text))
                     break
                 case pipe.Closed(code, text):
-                    if self.ended is None:
-                        self.ended = Ended(code, text, by_peer=True)
-                        self.mux.close(Code.LINK_LOST)
-                        settled.append(self.ended)
+                    self.ended = Ended(code, text, by_peer=True)
+                    self.mux.close(Code.LINK_LOST)
+                    settled.append(self.ended)
                     break
                 case _:
                     settled.append(event)

@@ -36,8 +36,9 @@ Data: TypeAlias = bytes | memoryview
 #: How much of a socket's input may be unconsumed.
 SOCKET_WINDOW = 262144
 
-#: A socket whose reader stopped drops input for at most so long and so much after our half has ended, lest the kernel answer
-#: unread input by RST and destroy the response that is still under way (RFC 9112 section 9.6).
+#: A socket whose reader stopped stays open for so long after our half has ended, or to the peer's end, lest the kernel answer
+#: unread input by RST and destroy the response that is still under way (RFC 9112 section 9.6). It drops so much input and
+#: leaves the rest unread, so that a peer that only sends has to read at last.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1048576
 
@@ -114,7 +115,7 @@ class Stream(Protocol):
         """Take no more data: `on_data` and `on_eof` are not called again, what arrives is dropped. Our half goes on.
         Idempotent.
 
-        A socket goes on reading and dropping; once our half has ended too, for at most LINGER_SECONDS and LINGER_BYTES.
+        A socket goes on reading and dropping; once our half has ended too, for at most LINGER_SECONDS, and LINGER_BYTES of it.
         """
 
     def reset(self, code: int, delivered: int = 0) -> None:

@@ -46,6 +46,9 @@ class Budget:
 class Growth:
     """The size of one window. It doubles when a full window moved within two round trips.
 
+    Seven eighths count as full. The rest may hang behind another limit that is as tight: frame headers make a room of the same
+    size run out first, and an ACK or WINDOW is not sent for every byte.
+
     `size` is what it starts with, already taken from the budget by the caller; what it adds, it takes itself. `full` is the
     size, if the last `moved` completed a full window in time, else 0.
     """
@@ -60,16 +63,20 @@ class Growth:
         self.moved_since = 0
         self.full = 0
 
-    def moved(self, count: int, now: float, rtt: float | None, since: float | None = None) -> int:
-        """`count` bytes went through the window, from `since` (or now) to now. Return by how many bytes it grew, mostly 0."""
+    def moved(self, count: int, now: float, rtt: float | None) -> int:
+        """`count` bytes went through the window. Return by how many bytes it grew, mostly 0.
+
+        What moved longer ago than two round trips does not count: a pause must not cost a window its next chance.
+        """
         self.full = 0
-        if self.moved_since == 0:
-            self.started = now if since is None else since
+        if self.moved_since == 0 or (rtt is not None and now - self.started > 2 * max(rtt, MIN_RTT_SECONDS)):
+            self.started = now
+            self.moved_since = 0
         self.moved_since += count
-        if self.moved_since < self.size:
+        if self.moved_since * 8 < self.size * 7:
             return 0
         self.moved_since = 0
-        if rtt is None or now - self.started > 2 * max(rtt, MIN_RTT_SECONDS):
+        if rtt is None:
             return 0
         self.full = self.size
         more = min(self.size, self.limit - self.size)
@@ -115,3 +122,13 @@ def first_window(budget: Budget, offer: int = 0, have: int = 0) -> int:
         if size > have and budget.take(size - have):
             return size
     return have
+
+
+def first_room(budget: Budget, most: int) -> int:
+    """Choose the size of a new replay room, and take it from the budget: `most` bytes, or less as the budget fills, as
+    windows do. Return 0 when nothing fits."""
+    used = budget.used
+    for below, size in ((0.5, most), (0.75, LESSER_WINDOW), (1.0, STREAM_WINDOW)):
+        if used < below and budget.take(min(most, size)):
+            return min(most, size)
+    return 0

@@ -10,6 +10,8 @@ from struct import Struct
 from typing import Final
 
 SUBPROTOCOL: Final = "netbore.v1"
+#: Where an Edge upgrades to a Link, on its API host, unless it was told otherwise.
+LINK_PATH: Final = "/.netbore/link"
 ALPN: Final = "netbore/1"
 MINOR: Final = (0, 0)
 
@@ -153,6 +155,7 @@ MAX_FACTS: Final = 4096
 MAX_MESSAGE: Final = 16384
 MAX_UNANSWERED: Final = 32
 CONTROL_WINDOW: Final = 65536
+MAX_CONTROL_QUEUE: Final = 262144
 MAX_STREAMS_OPEN: Final = 1024
 STREAM_WINDOW: Final = 16384
 FIRST_WINDOW: Final = 262144

@@ -122,11 +122,11 @@ async def test_revoking_a_tunnel_is_pushed_and_lasts(setting: Setting) -> None:
     credential, fresh = setting.recreate(), setting.ephemeral()
     hit = await setting.authority.check(credential, ONE)
     other = await setting.authority.check(setting.recreate("other", "t2"), ONE)
-    setting.authority.watch(hit, lambda why: told.append(f"hit: {why}"))
-    setting.authority.watch(other, lambda why: told.append(f"other: {why}"))
+    setting.authority.watch(hit, lambda why, force: told.append(f"hit: {why} {force}"))
+    setting.authority.watch(other, lambda why, force: told.append(f"other: {why}"))
+    setting.authority.revoke("t1", "it was deleted", force=False)
     setting.authority.revoke("t1", "it was deleted")
-    setting.authority.revoke("t1", "it was deleted")
-    assert told == ["hit: it was deleted"]
+    assert told == ["hit: it was deleted False"]
     with pytest.raises(Unauthorized, match="it was deleted"):
         await setting.authority.check(credential, TWO)
     with pytest.raises(Unauthorized):
@@ -137,14 +137,14 @@ async def test_a_grant_that_is_revoked_already_is_told_at_once(setting: Setting)
     grant = await setting.authority.check(setting.recreate(), ONE)
     setting.authority.revoke("t1", "it was deleted")
     told = list[str]()
-    setting.authority.watch(grant, told.append)()
+    setting.authority.watch(grant, lambda why, force: told.append(why))()
     assert told == ["it was deleted"]
 
 
 async def test_an_ended_watch_hears_nothing(setting: Setting) -> None:
     grant = await setting.authority.check(setting.operator(), ONE)
     told = list[str]()
-    end = setting.authority.watch(grant, told.append)
+    end = setting.authority.watch(grant, lambda why, force: told.append(why))
     end()
     end()
     setting.authority.revoke_operator("the token was changed")
@@ -156,13 +156,13 @@ async def test_watchers_may_fail_and_end_each_other(setting: Setting, caplog: py
     told = list[str]()
     ends = list[Callable[[], None]]()
 
-    def fail(why: str) -> None:
+    def fail(why: str, force: bool) -> None:
         ends[1]()
         raise RuntimeError("planted")
 
     ends.append(setting.authority.watch(grant, fail))
-    ends.append(setting.authority.watch(grant, lambda why: told.append("ended by the first")))
-    ends.append(setting.authority.watch(grant, told.append))
+    ends.append(setting.authority.watch(grant, lambda why, force: told.append("ended by the first")))
+    ends.append(setting.authority.watch(grant, lambda why, force: told.append(why)))
     setting.authority.revoke_operator("the token was changed")
     assert told == ["the token was changed"]
     assert "planted" in caplog.text

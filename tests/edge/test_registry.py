@@ -73,6 +73,45 @@ async def test_a_claim_made_twice_is_one(registry: Registry) -> None:
     assert await registry.claim("demo", A, "e.1", 7, takeover=True) == first
 
 
+async def test_who_was_superseded_takes_nothing_over(registry: Registry) -> None:
+    first = await registry.claim("demo", A, "e.1", 7, takeover=False)
+    second = await registry.claim("demo", B, "e.2", 1, takeover=True, epoch=first.epoch)
+    with pytest.raises(NameTaken) as caught:
+        await registry.claim("demo", A, "e.3", 2, takeover=True, epoch=first.epoch)
+    assert caught.value.holding == second.holding
+    assert not caught.value.holding.not_after(first.epoch)
+    third = await registry.claim("demo", A, "e.3", 2, takeover=True, epoch=second.epoch)
+    assert third.previous == second.holding
+
+
+async def test_who_was_superseded_may_have_a_free_name(registry: Registry) -> None:
+    first = await registry.claim("demo", A, "e.1", 7, takeover=False)
+    await registry.claim("demo", B, "e.2", 1, takeover=True)
+    await registry.release_link("e.2")
+    assert (await registry.claim("demo", A, "e.3", 2, takeover=True, epoch=first.epoch)).previous is None
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+async def test_an_epoch_counts_where_the_registry_has_forgotten_it(registry: Registry, newer_first: bool) -> None:
+    """After a restart both come back, in any order: the one that had the name last has it in the end."""
+    if newer_first:
+        await registry.claim("demo", B, "e.2", 1, takeover=True, epoch=58)
+        with pytest.raises(NameTaken):
+            await registry.claim("demo", A, "e.1", 7, takeover=True, epoch=57)
+    else:
+        await registry.claim("demo", A, "e.1", 7, takeover=True, epoch=57)
+        await registry.claim("demo", B, "e.2", 1, takeover=True, epoch=58)
+    holding = await registry.lookup("demo")
+    assert holding is not None
+    assert holding.holder == B
+    assert holding.epoch > 58
+
+
+async def test_an_epoch_out_of_the_air_leaves_room_for_others(registry: Registry) -> None:
+    await registry.claim("demo", A, "e.1", 7, takeover=True, epoch=2**53)
+    assert (await registry.claim("other", A, "e.1", 8, takeover=True)).epoch < 2**53
+
+
 async def test_another_instance_needs_takeover(registry: Registry) -> None:
     first = await registry.claim("demo", A, "e.1", 7, takeover=False)
     with pytest.raises(NameTaken) as caught:

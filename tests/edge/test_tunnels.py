@@ -325,8 +325,10 @@ class SlowRegistry(MemoryRegistry):
         super().__init__(lambda: 0.0)
         self.answer = trio.Event()
 
-    async def claim(self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool) -> Claim:
-        claim = await super().claim(name, holder, link, handle, takeover=takeover)
+    async def claim(
+        self, name: str, holder: Holder, link: str, handle: int, *, takeover: bool, epoch: int | None = None
+    ) -> Claim:
+        claim = await super().claim(name, holder, link, handle, takeover=takeover, epoch=epoch)
         if link == "e.slow":
             await self.answer.wait()
         return claim

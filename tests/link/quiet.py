@@ -21,5 +21,8 @@ class Quiet:
     def on_move(self, link: Link, spread: float) -> None:
         self.happened.append(spread)
 
+    def on_open_allowed(self, link: Link) -> None:
+        self.happened.append("open allowed")
+
     def on_ended(self, link: Link, ended: Ended) -> None:
         self.happened.append(ended)

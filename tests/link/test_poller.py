@@ -636,3 +636,42 @@ def test_a_timer_that_is_due_with_the_ready_list_never_empty_still_fires() -> No
             assert fired
 
     run("tcp", scenario)
+
+
+class Tireless:
+    """Ready again in every turn, each of which takes `seconds`."""
+
+    def __init__(self, poller: Poller, clock: trio.testing.MockClock, seconds: float) -> None:
+        self.poller, self.clock, self.seconds = poller, clock, seconds
+
+    def on_ready(self, mask: int) -> None:
+        self.clock.jump(self.seconds)
+        self.poller.make_ready(self)
+
+
+class TurnsOfOneStep(trio.abc.Instrument):
+    """The most turns that were made before another task could run."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.poller = poller
+        self.before = 0
+        self.most = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.before = self.poller.counters.turns
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.most = max(self.most, self.poller.counters.turns - self.before)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 3), (0.002, 2), (0.004, 1)])
+async def test_long_turns_let_other_tasks_run_sooner(mock_clock: trio.testing.MockClock, seconds: float, most: int) -> None:
+    limits = PollerLimits(polls=3, awake_seconds=0.003, sweep_seconds=1000)
+    async with open_poller(limits=limits) as poller:
+        poller.make_ready(Tireless(poller, mock_clock, seconds))
+        steps = TurnsOfOneStep(poller)
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(steps)
+    assert steps.most == most

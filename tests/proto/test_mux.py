@@ -147,16 +147,41 @@ def test_max_streams_is_cumulative_and_raised_by_release() -> None:
     pair.drive()
     assert mux.refusal is Refusal.MAX_STREAMS, "a reset alone raises nothing"
     pair.acceptor.sinks[1].stream.release()
+    pair.acceptor.sinks[1].stream.release()
     pair.drive()
-    assert mux.refusal is Refusal.MAX_STREAMS, "one of four waits for a second"
-    pair.acceptor.sinks[3].stream.release()
-    pair.acceptor.sinks[3].stream.release()
-    pair.drive()
-    assert mux.refusal is None
+    assert mux.refusal is None, "one is told at once when none is left"
     assert pair.dialler.events == [OpenAllowed()]
-    assert mux.open(Kind.HTTP, 1) is not None
-    assert mux.open(Kind.HTTP, 1) is not None
+    for number in (3, 5):
+        pair.acceptor.sinks[number].stream.release()
+    pair.drive()
+    for _ in range(3):
+        assert mux.open(Kind.HTTP, 1) is not None
     assert mux.open(Kind.HTTP, 1) is None
+
+
+def test_max_streams_is_told_when_half_have_ended_or_when_none_is_left() -> None:
+    pair = Pair(SMALL, SMALL)
+    mux = pair.dialler.mux
+    first, second = pair.dialler.open(), pair.dialler.open()
+    pair.drive()
+    first.reset(Code.CANCELLED)
+    pair.drive()
+    pair.acceptor.sinks[1].stream.release()
+    pair.drive()
+    streams = [second, pair.dialler.open(), pair.dialler.open()]
+    assert mux.refusal is Refusal.MAX_STREAMS, "one of four waits for a second"
+    pair.drive()
+    assert mux.refusal is None, "but not once all four have been opened"
+    assert pair.acceptor.mux.audit() == []
+    streams.append(pair.dialler.open())
+    pair.drive()
+    for stream in streams[1:]:
+        stream.reset(Code.CANCELLED)
+    pair.drive()
+    for number in (3, 5, 7):
+        pair.acceptor.sinks[number].stream.release()
+        pair.drive()
+        assert mux.refusal is None, "Streams that stay open for long take no place from the others"
 
 
 def test_a_place_is_free_again_when_a_stream_is_reset_before_its_open_left() -> None:
@@ -300,7 +325,7 @@ def test_data_beyond_the_credit_ends_the_link() -> None:
     assert failure(side, frames.encode(Frame.DATA, 1, b"x")) is Code.FLOW_CONTROL_ERROR
 
 
-def test_credit_returns_at_half_a_window() -> None:
+def test_credit_returns_at_a_quarter_of_a_window() -> None:
     pair = Pair()
     pair.acceptor.greedy = False
     stream, _, other, there = pair.opened()
@@ -310,11 +335,11 @@ def test_credit_returns_at_half_a_window() -> None:
         pair.drive()
     assert len(there.data) == FIRST_WINDOW
     assert other.granted == 0
-    there.consume(FIRST_WINDOW // 2 - 1)
-    assert other.granted == FIRST_WINDOW // 2 - 1
+    there.consume(FIRST_WINDOW // 4 - 1)
+    assert other.granted == FIRST_WINDOW // 4 - 1
     assert not pair.acceptor.mux.has_output
     there.consume(1)
-    assert pair.acceptor.flush() == frames.encode_window(1, FIRST_WINDOW // 2)
+    assert pair.acceptor.flush() == frames.encode_window(1, FIRST_WINDOW // 4)
 
 
 def test_consuming_too_much_is_a_bug() -> None:
@@ -1250,3 +1275,37 @@ def test_the_audit_sees_what_is_wrong() -> None:
     for change in (scheduled_twice, unmarked, out_of_the_scheduler, unscheduled, passes):
         assert broken(change), change
     assert broken(lambda side, stream: setattr(stream, "window_due", True))
+
+
+def test_a_mux_is_busy_while_streams_are_open_for_all_or_for_one_handle() -> None:
+    pair = Pair()
+    mux = pair.dialler.mux
+    assert not mux.busy()
+    assert not mux.busy(0), "the control stream is no Tunnel's"
+    stream = mux.open(Kind.HTTP, 7)
+    assert stream is not None
+    assert mux.busy()
+    assert mux.busy(7)
+    assert not mux.busy(8)
+    stream.reset(Code.CANCELLED)
+    assert not mux.busy()
+    assert not mux.busy(7)
+
+
+def test_a_tunnel_that_is_gone_takes_its_streams_along() -> None:
+    """The Edge abandons what it opened for one handle: both ends are told, other handles go on."""
+    pair = Pair()
+    mine = pair.acceptor.mux.open(Kind.HTTP, 1)
+    other = pair.acceptor.mux.open(Kind.HTTP, 2)
+    unopened = None
+    assert mine is not None
+    assert other is not None
+    ends = [Recorder(mine), Recorder(other)]
+    pair.drive()
+    unopened = pair.acceptor.mux.open(Kind.HTTP, 1)
+    assert unopened is not None
+    ends.append(Recorder(unopened))
+    pair.acceptor.mux.abandon(1, Code.REPLACED)
+    pair.drive()
+    assert [end.calls for end in ends] == [[("reset", Code.REPLACED, 0)], [], [("reset", Code.REPLACED, 0)]]
+    assert [sink.calls for sink in pair.dialler.sinks.values() if sink.calls] == [[("reset", Code.REPLACED, 0)]]

@@ -26,12 +26,14 @@ from netbore.proto.wire import (
     DEAD_SECONDS,
     FIRST_ROOM,
     FLUSH,
+    LESSER_WINDOW,
     LINK_BUDGET,
     MAX_SEQ,
     MINOR_FRAMES_BURST,
     RTT_MEMORY_SECONDS,
     SEND_SECONDS,
     STALL_SECONDS,
+    STREAM_WINDOW,
     Code,
     Record,
 )
@@ -529,8 +531,27 @@ def test_room_doubles_when_it_is_used_up_quickly() -> None:
 
 def test_no_budget_for_a_link() -> None:
     with pytest.raises(LocalProtocolError) as caught:
-        Pipe(pull=lambda *_: [], deliver=lambda *_: None, budget=Budget(FIRST_ROOM - 1), on_output=lambda: None)
+        Pipe(pull=lambda *_: [], deliver=lambda *_: None, budget=Budget(STREAM_WINDOW - 1), on_output=lambda: None)
     assert caught.value.code is Code.LIMIT_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("out", "room"),
+    [
+        (0, FIRST_ROOM),
+        (FIRST_ROOM, LESSER_WINDOW),
+        (FIRST_ROOM * 3 // 2, STREAM_WINDOW),
+        (2 * FIRST_ROOM - STREAM_WINDOW, STREAM_WINDOW),
+    ],
+)
+def test_the_first_room_is_smaller_in_a_fuller_budget(out: int, room: int) -> None:
+    budget = Budget(2 * FIRST_ROOM)
+    assert budget.take(out)
+    pipe = Pipe(pull=lambda *_: [], deliver=lambda *_: None, budget=budget, on_output=lambda: None)
+    assert pipe.room.size == room
+    assert budget.out == out + room
+    pipe.close(0, "")
+    assert budget.out == out
 
 
 # Peers that do what they should not

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netbore.proto import pipe
-from netbore.proto.errors import RemoteProtocolError
+from netbore.proto.errors import LocalProtocolError, RemoteProtocolError
 from netbore.proto.events import GoAway, MessageReceived, StreamOpened
 from netbore.proto.frames import encode_message
 from netbore.proto.handshake import Limits
@@ -17,7 +17,8 @@ from netbore.proto.mux import Role
 from netbore.proto.mux_stream import MuxStream
 from netbore.proto.records import encode_record, encode_seq_header
 from netbore.proto.session import Ended, Session
-from netbore.proto.wire import DEAD_SECONDS, FLUSH, FRAME_HEADER, Code, Frame, Kind, Record
+from netbore.proto.window import Budget
+from netbore.proto.wire import DEAD_SECONDS, FLUSH, FRAME_HEADER, STREAM_WINDOW, Code, Frame, Kind, Record
 
 
 class End:
@@ -198,3 +199,24 @@ def test_events_of_posted_calls_are_told_later(ends: tuple[End, End]) -> None:
     agent.session.mux.goaway()
     assert pass_on(agent, edge) == [GoAway(0)]
     assert edge.session.take_events(0.0) == []
+
+
+@pytest.mark.parametrize("room", [0, STREAM_WINDOW, 5 * STREAM_WINDOW - 1])
+def test_a_session_that_does_not_fit_leaves_the_budget_as_it_was(room: int) -> None:
+    """Neither the Mux's reserve nor the Pipe's room, whichever found no place."""
+    edge = Budget(10 * STREAM_WINDOW)
+    assert edge.take(10 * STREAM_WINDOW - room)
+    budget = Budget(10 * STREAM_WINDOW, edge)
+    with pytest.raises(LocalProtocolError) as caught:
+        Session(Role.ACCEPTOR, Limits(4), Limits(), post=lambda *_: None, on_output=lambda: None, budget=budget)
+    assert caught.value.code is Code.LIMIT_EXCEEDED
+    assert (budget.out, edge.out) == (0, 10 * STREAM_WINDOW - room)
+
+
+def test_all_of_the_budget_comes_back_at_the_end() -> None:
+    edge = Budget(10 * STREAM_WINDOW)
+    budget = Budget(10 * STREAM_WINDOW, edge)
+    session = Session(Role.ACCEPTOR, Limits(4), Limits(), post=lambda *_: None, on_output=lambda: None, budget=budget)
+    assert edge.out > 4 * STREAM_WINDOW
+    session.close(Code.NO_ERROR, "")
+    assert (budget.out, edge.out) == (0, 0)

@@ -26,8 +26,8 @@ def test_a_budget_within_a_budget_takes_from_both_or_from_none() -> None:
         link.give(1)
 
 
-def grow(growth: Growth, count: int, now: float, since: float | None = None) -> int:
-    return growth.moved(count, now, 0.1, since)
+def grow(growth: Growth, count: int, now: float) -> int:
+    return growth.moved(count, now, 0.1)
 
 
 def test_a_window_doubles_when_it_moved_within_two_round_trips() -> None:
@@ -37,11 +37,25 @@ def test_a_window_doubles_when_it_moved_within_two_round_trips() -> None:
     assert growth.full == 0
     assert grow(growth, 50, 1.2) == 100
     assert (growth.size, growth.full, budget.out) == (200, 100, 100)
-    assert grow(growth, 200, 2.0, since=1.7) == 0  # too slow
+    assert grow(growth, 100, 2.0) == grow(growth, 99, 2.21) == 0  # too slow
     assert growth.full == 0
-    assert grow(growth, 200, 3.0, since=2.9) == 200
+    assert grow(growth, 101, 2.3) == 200
     assert grow(growth, 400, 4.0) == 0  # at its limit, yet used to the full
     assert growth.full == 400
+
+
+def test_a_pause_costs_a_window_nothing_but_what_moved_before() -> None:
+    growth = Growth(100, 400, Budget(1000))
+    assert grow(growth, 10, 1.0) == 0
+    assert grow(growth, 86, 60.0) == 0
+    assert grow(growth, 1, 60.1) == 0
+    assert grow(growth, 1, 60.15) == 100
+
+
+def test_seven_eighths_are_full() -> None:
+    growth = Growth(1000, 4000, Budget(10000))
+    assert grow(growth, 874, 1.0) == 0
+    assert grow(growth, 1, 1.0) == 1000
 
 
 def test_a_window_does_not_grow_without_budget_or_round_trip() -> None:

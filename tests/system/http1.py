@@ -7,10 +7,12 @@ tunnel has one meaning.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 
 import attrs
@@ -246,6 +248,49 @@ class Viewer(Wire):
         if message is None:
             raise CutShort("no response")
         return message
+
+    def pour(self, pieces: Iterable[bytes], stubborn: float = 0.2, seconds: float = 20.0) -> int:
+        """Send `pieces`, and read up to the peer's end when nothing could be sent for `stubborn` seconds.
+
+        What came is in `held`. Returns how many bytes were sent. Raises TimeoutError.
+        """
+        until = monotonic() + seconds
+        self.sock.settimeout(0)
+        sent = 0
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                if not select.select([], [self.sock], [], stubborn)[1] and not self._read_some():
+                    return sent
+                count = self._send_some(view)
+                if count is None:
+                    break
+                sent += count
+                view = view[count:]
+                if monotonic() > until:
+                    raise TimeoutError(f"{sent} bytes were sent in {seconds} s")
+        while self._read_some():
+            if not select.select([self.sock], [], [], max(0, until - monotonic()))[0]:
+                raise TimeoutError(f"no end after {seconds} s")
+        return sent
+
+    def _send_some(self, piece: memoryview) -> int | None:
+        """None when nobody takes more."""
+        try:
+            return self.sock.send(piece)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+        except OSError:
+            return None
+
+    def _read_some(self) -> bool:
+        """False at the end, clean or not."""
+        try:
+            return self.fill()
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
 
     def ended(self) -> bool:
         """Read to the end; True when nothing came before a clean one."""

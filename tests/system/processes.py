@@ -231,6 +231,7 @@ def agent(
     *options: str,
     name: str | None = None,
     port: int | None = None,
+    url: str | None = None,
     state: str = "agent",
     token: bool = True,
     wait: bool = True,
@@ -238,10 +239,10 @@ def agent(
 ) -> AgentProgram:
     """Start an Agent for the Host `target` and wait for its public URL.
 
-    `port`: dial this port in place of the Edge's (a proxy). `state`: its state directory below `directory`; the same again
-    gives the same name. `token`: use the operator's.
+    `port`: dial this port in place of the Edge's (a proxy); `url`: dial this URL. `state`: its state directory below
+    `directory`; the same again gives the same name. `token`: use the operator's.
     """
-    url = f"https://{DOMAIN}:{port or the_edge.port}"
+    url = url or f"https://{DOMAIN}:{port or the_edge.port}"
     argv = [sys.executable, "-c", "from netbore.agent.program import main; main()", "http", str(target)]
     argv += ["--edge", url, "--state-dir", str(directory / state), "--ca-file", str(the_edge.ca), *options]
     if name is not None:
@@ -402,7 +403,7 @@ class Curl:
             raise AssertionError(f"curl is not done after {seconds} s; {self.received} bytes came") from None
         status, down, up, took = out.decode().split()
         body = b"" if self._keep or not self.output.exists() else self.output.read_bytes()
-        headers = _headers(self._head.read_text("latin-1")) if self._head.exists() else {}
+        headers = _headers(self._head.read_bytes().decode("latin-1")) if self._head.exists() else {}
         if not self._keep:
             self.output.unlink(missing_ok=True)
         words = errors.decode("utf-8", "replace")

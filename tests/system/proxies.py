@@ -38,6 +38,8 @@ class Flow:
         self._waiting = 0
         self._unacknowledged: deque[tuple[float, int]] = deque()
         self._flying = 0
+        self.blocked = False  # the sink takes nothing now
+        self.full = False  # the window is used up
         self.ended = False  # the source has said all
         self.closed = False  # and the sink was told
         self.passed = 0
@@ -46,7 +48,9 @@ class Flow:
         """How many bytes may be read now."""
         while self._unacknowledged and self._unacknowledged[0][0] <= now:
             self._flying -= self._unacknowledged.popleft()[1]
-        return self._window - self._waiting - self._flying
+        room = self._window - self._waiting - self._flying
+        self.full = room <= 0
+        return room
 
     def read(self, now: float, buffer: memoryview) -> None:
         """Take what there is. Raises OSError."""
@@ -57,25 +61,23 @@ class Flow:
         else:
             self.ended = True
 
-    def due(self, now: float) -> bool:
-        """Whether something may be passed on now."""
-        return bool(self._queue) and self._queue[0][0] <= now
-
     def write(self, now: float) -> None:
         """Pass on what is due, as far as the sink takes it. Raises OSError."""
-        while self.due(now):
+        self.blocked = False
+        while self._queue and self._queue[0][0] <= now:
             at, data = self._queue[0]
             try:
                 sent = self.sink.send(data)
             except BlockingIOError:
-                return
+                sent = 0
             self._waiting -= sent
             self.passed += sent
-            if self._one_way:
+            if self._one_way and sent:
                 self._unacknowledged.append((now + self._one_way, sent))
                 self._flying += sent
             if sent < len(data):
                 self._queue[0] = (at, data[sent:])
+                self.blocked = True
                 return
             self._queue.popleft()
 
@@ -85,10 +87,10 @@ class Flow:
             self.closed = True
             self.sink.shutdown(socket.SHUT_WR)
 
-    def deadline(self, now: float) -> float | None:
-        """When something becomes due, or room comes back."""
-        times = [self._queue[0][0]] if self._queue and self._queue[0][0] > now else []
-        if self._unacknowledged and self.room(now) <= 0:
+    def deadline(self) -> float | None:
+        """When something becomes due, or room comes back, as far as no socket will tell."""
+        times = [self._queue[0][0]] if self._queue and not self.blocked else []
+        if self._unacknowledged and self.full:
             times.append(self._unacknowledged[0][0])
         return min(times, default=None)
 
@@ -223,7 +225,7 @@ class Proxy:
             if pair.silent:
                 continue
             for flow in pair.flows:
-                at = flow.deadline(now)
+                at = flow.deadline()
                 if at is not None and (deadline is None or at < deadline):
                     deadline = at
         return None if deadline is None else max(0.0, deadline - now)
@@ -273,7 +275,7 @@ class Proxy:
             wanted = 0
             if not flow.ended and (pair.silent or flow.room(now) > 0):
                 wanted |= selectors.EVENT_READ
-            if not pair.silent and back.due(now):
+            if not pair.silent and back.blocked:
                 wanted |= selectors.EVENT_WRITE
             self._watch(flow.source, wanted)
 

@@ -58,6 +58,7 @@ class HostConnection(Timed):
         "answered",
         "bound_to",
         "closed",
+        "closed_by_host",
         "exchange",
         "hinted_timeout",
         "idle_since",
@@ -89,6 +90,8 @@ class HostConnection(Timed):
         #: A byte has come since the Exchange started.
         self.answered = False
         self.closed = False
+        #: It was idle, and the Host ended it: by FIN, or by an error of its connection.
+        self.closed_by_host = False
         #: When it became idle, on the clock.
         self.idle_since = 0.0
         #: Seconds that the Host says it keeps idle connections, None where it does not say.
@@ -322,6 +325,7 @@ class HostConnection(Timed):
         """The Host's FIN."""
         exchange = self.exchange
         if exchange is None:
+            self.closed_by_host = True
             self._close_gracefully()
         elif self._opaque:
             exchange.response_end()
@@ -353,7 +357,17 @@ class HostConnection(Timed):
         if self.exchange is not None:
             self._lost(code)
         else:
+            self.closed_by_host = code == Code.HOST_CLOSED
             self._closed()
+
+    def on_crash(self, error: Exception) -> None:
+        """Something here raised: this connection and its Exchange are lost, and nothing else."""
+        if not self.closed:
+            self.stream.reset(Code.INTERNAL_ERROR)
+            if self.exchange is not None:
+                self._lost(Code.INTERNAL_ERROR)
+            else:
+                self._closed()
 
     # --- inside ---
 

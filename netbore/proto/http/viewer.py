@@ -228,6 +228,11 @@ class ViewerConnection(Timed):
 
     # --- the owner ---
 
+    @property
+    def idle(self) -> bool:
+        """Between requests, with nothing of a further one and nothing left to send."""
+        return self.exchange is None and not self._reader.started and not self.outbox.size
+
     def close(self) -> None:
         """End at once: an idle connection cleanly, a response visibly."""
         if self.exchange is None:
@@ -265,6 +270,11 @@ class ViewerConnection(Timed):
             exchange.spent()
         elif exchange is not None and wait is Wait.BODY:
             self._body_late(exchange)
+
+    def on_crash(self, error: Exception) -> None:
+        """Something here raised: this connection and its Exchange are lost, and nothing else."""
+        if not self.closed:
+            self._fail()
 
     # --- the sink of the Stream ---
 
