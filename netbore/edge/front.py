@@ -23,7 +23,7 @@ from netbore.edge.routes import Route, RouteTable
 from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.transport import Transport
-from netbore.proto.http.codec import Opinion
+from netbore.proto.http.codec import HeadMemo, Opinion
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.headers import Forwarding, to_host
@@ -72,9 +72,15 @@ def one_certificate(a: str, b: str) -> bool:
 
 
 class Visit:
-    """What is known of one Viewer's connection. `number` and `requests` are for the hub's listeners."""
+    """What is known of one Viewer's connection. `number` and `requests` are for the hub's listeners.
 
-    __slots__ = ("forwarding", "late", "number", "requests", "secure", "server_name")
+    `head` is what was made for the Host of the last `request` for the route's `host`: most Viewers ask in the same words again.
+    """
+
+    __slots__ = ("forwarding", "head", "host", "late", "number", "request", "requests", "secure", "server_name")
+
+    request: RequestHead | None
+    head: RequestHead
 
     def __init__(self, forwarding: Forwarding, server_name: bytes | None, secure: bool, number: int, late: bool) -> None:
         self.forwarding = forwarding
@@ -84,6 +90,8 @@ class Visit:
         #: It came when the Edge had begun to stop.
         self.late = late
         self.requests = 0
+        self.request = None
+        self.host: bytes | None = None
 
 
 class Front:
@@ -111,6 +119,7 @@ class Front:
         self._limits = limits or FrontLimits()
         self.viewers: set[ViewerConnection] = set()
         self.draining = False
+        self._memo = HeadMemo()
         self._numbers = numbers or count(1)
         #: Those who came before the drain and are not gone.
         self._leaving: set[ViewerConnection] = set()
@@ -132,6 +141,7 @@ class Front:
             limits=self._limits.exchange,
             http=self._limits.http,
             second_opinion=self._limits.second_opinion,
+            memo=self._memo,
         )
         viewer.context = visit
         viewer.draining = self.draining
@@ -169,12 +179,14 @@ class Front:
             else:
                 exchange.respond(verdict)
             return
-        try:
-            head = to_host(request, visit.forwarding, host=route.host)
-        except BadMessage as error:
-            exchange.refuse(problem_of(error))
-            return
-        route.target.carry(exchange, head)
+        if visit.request is not request or visit.host is not route.host:
+            try:
+                visit.head = to_host(request, visit.forwarding, host=route.host)
+            except BadMessage as error:
+                exchange.refuse(problem_of(error))
+                return
+            visit.request, visit.host = request, route.host
+        route.target.carry(exchange, visit.head)
 
     def _announce(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:
         """Tell the hub of a request, now and as it goes on."""

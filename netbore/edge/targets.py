@@ -23,7 +23,7 @@ from netbore.link.poller import Poller
 from netbore.link.socket_stream import TransportStream
 from netbore.link.tcp import TcpTransport
 from netbore.proto.http import headers
-from netbore.proto.http.codec import Opinion
+from netbore.proto.http.codec import HeadMemo, Opinion
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.host import HostConnection
@@ -89,6 +89,7 @@ class Way:
                 limits.exchange,
                 limits.http,
                 second_opinion=limits.second_opinion,
+                memo=self._target.memo,
             )
             self._live.add(host)
             self._poller.sweep(host)
@@ -153,6 +154,7 @@ class HostTarget:
         self._pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
         self._patience = Patience()
+        self.memo = HeadMemo()
         self._ways: list[Way] = []
         self._next = 0
         room = room or HeldRoom(limits.held_in_all)

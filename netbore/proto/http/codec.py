@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 import h11
 
@@ -50,6 +50,39 @@ class Opinion(Enum):
     NEVER = auto()
 
 
+#: Fields whose values are not kept longer than their message.
+_SECRET: Final = (b"authorization", b"cookie", b"proxy-authorization", b"set-cookie")
+
+
+class HeadMemo:
+    """Heads that came before, by their bytes: the same bytes mean the same, so they are not read again.
+
+    Clients that ask again, and Hosts that answer the same, mostly repeat their heads to the byte. At most `most` heads of at
+    most `longest` bytes are kept, none with a secret; what does not come again goes when it is full.
+    """
+
+    __slots__ = ("_heads", "longest", "most")
+
+    def __init__(self, most: int = 256, longest: int = 2048) -> None:
+        self.most = most
+        self.longest = longest
+        self._heads: dict[tuple[bytes, bytes], Any] = {}
+
+    def get(self, method: bytes, text: bytes) -> Any:
+        """The head that `text` was read as, in a response to a request by `method` (b"" for requests); or None."""
+        return self._heads.get((method, text))
+
+    def put(self, method: bytes, text: bytes, head: RequestHead | ResponseHead) -> None:
+        """Remember a head that was read without complaint."""
+        if len(text) <= self.longest and not any(name in head.fields for name in _SECRET):
+            if len(self._heads) >= self.most:
+                self._heads.clear()
+            self._heads[method, text] = head
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+
 class _State(Enum):
     HEAD = auto()
     BODY = auto()
@@ -59,9 +92,10 @@ class _State(Enum):
 class _Reader(ABC):
     """What both directions share: the states, the bytes that wait, and staying broken."""
 
-    __slots__ = ("_body", "_broken", "_collector", "_limits", "_rest", "_second_opinion", "_state")
+    __slots__ = ("_body", "_broken", "_collector", "_limits", "_memo", "_rest", "_second_opinion", "_state")
 
-    def __init__(self, limits: HttpLimits, state: _State, second_opinion: Opinion) -> None:
+    def __init__(self, limits: HttpLimits, state: _State, second_opinion: Opinion, memo: HeadMemo | None) -> None:
+        self._memo = memo
         self._limits = limits
         self._state = state
         self._second_opinion = second_opinion
@@ -158,8 +192,10 @@ class RequestReader(_Reader):
 
     __slots__ = ("_blank",)
 
-    def __init__(self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD) -> None:
-        super().__init__(limits, _State.HEAD, second_opinion)
+    def __init__(
+        self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD, memo: HeadMemo | None = None
+    ) -> None:
+        super().__init__(limits, _State.HEAD, second_opinion, memo)
         #: The one empty line that may stand before a request (RFC 9112 section 2.2) has been seen.
         self._blank = False
 
@@ -196,12 +232,21 @@ class RequestReader(_Reader):
         return at
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
+        memo = self._memo
+        head: RequestHead | None = memo.get(b"", text) if memo is not None else None
+        if head is None:
+            head = self._read_request(text)
+            if memo is not None and head.authority:  # one without may get its authority from the connection
+                memo.put(b"", text, head)
+        pieces.append(head)
+        self._begin(head.framing, pieces)
+
+    def _read_request(self, text: bytes) -> RequestHead:
         method, target, minor, headers = split_request(text, self._limits)
         head = make_request(method, target, minor, headers)
         if self._second_opinion is Opinion.ALWAYS or (self._second_opinion is Opinion.ODD and _is_odd(text, head)):
             _agree_on_request(text, method, target, minor, headers)
-        pieces.append(head)
-        self._begin(head.framing, pieces)
+        return head
 
     def _translated(self, error: BadMessage) -> BadMessage:
         return error
@@ -216,8 +261,10 @@ class ResponseReader(_Reader):
 
     __slots__ = ("_method", "_upgrade")
 
-    def __init__(self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD) -> None:
-        super().__init__(limits, _State.DONE, second_opinion)
+    def __init__(
+        self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD, memo: HeadMemo | None = None
+    ) -> None:
+        super().__init__(limits, _State.DONE, second_opinion, memo)
         self._method = b"GET"
         self._upgrade: bytes | None = None
 
@@ -248,15 +295,24 @@ class ResponseReader(_Reader):
         return pieces
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
+        memo = self._memo
+        head: ResponseHead | None = memo.get(self._method, text) if memo is not None else None
+        if head is None:
+            head = self._read_response(text)
+            if memo is not None:
+                memo.put(self._method, text, head)
+        if head.status == 101:
+            self._switch(head)
+        pieces.append(head)
+        if head.status >= 200:
+            self._begin(head.framing, pieces)
+
+    def _read_response(self, text: bytes) -> ResponseHead:
         status, reason, minor, headers = split_response(text, self._limits)
         head = make_response(status, reason, minor, headers, self._method)
         if self._second_opinion is Opinion.ALWAYS or (self._second_opinion is Opinion.ODD and _is_odd(text, head)):
             _agree_on_response(text, status, reason, minor, headers)
-        if status == 101:
-            self._switch(head)
-        pieces.append(head)
-        if status >= 200:
-            self._begin(head.framing, pieces)
+        return head
 
     def _switch(self, head: ResponseHead) -> None:
         if self._upgrade is None or head.upgrade != self._upgrade:
@@ -331,13 +387,17 @@ def _plain(name: bytes, value: bytes) -> bytes:
 
 
 def emit_request(head: RequestHead) -> bytes:
-    """The bytes of a request head, its empty line included. Raises ValueError where a part holds a line end."""
-    return _emit(b"%b %b HTTP/1.%d\r\n" % (head.method, head.target, head.minor), head.headers)
+    """The bytes of a request's head. Raises ValueError where a part holds a line end."""
+    if head.text is None:
+        head.text = _emit(b"%b %b HTTP/1.%d\r\n" % (head.method, head.target, head.minor), head.headers)
+    return head.text
 
 
 def emit_response(head: ResponseHead) -> bytes:
-    """The bytes of a response head, its empty line included. Raises ValueError where a part holds a line end."""
-    return _emit(b"HTTP/1.%d %d %b\r\n" % (head.minor, head.status, head.reason), head.headers)
+    """The bytes of a response's head. Raises ValueError where a part holds a line end."""
+    if head.text is None:
+        head.text = _emit(b"HTTP/1.%d %d %b\r\n" % (head.minor, head.status, head.reason), head.headers)
+    return head.text
 
 
 def emit_chunk(data: Data) -> list[Data]:

@@ -11,7 +11,7 @@ rule are apart because different parts know what they need:
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from netbore.proto.http.head import parse_host
@@ -203,6 +203,15 @@ def to_viewer(head: ResponseHead, *, apex: bytes) -> ResponseHead:
 
     `apex` is the Edge's domain, lower-case: a Host sets no cookie for it or above, since its siblings would get it.
     """
+    derived = head.derived
+    if derived is not None and derived[0] is apex:
+        return cast("ResponseHead", derived[1])
+    made = _to_viewer(head, apex)
+    head.derived = (apex, made)
+    return made
+
+
+def _to_viewer(head: ResponseHead, apex: bytes) -> ResponseHead:
     fields = head.fields
     ended = HOST_DROPPED if not head.connection else HOST_DROPPED | (head.connection - END_TO_END)
     headers = _without(head.headers, fields, ended, (PRIVATE_PREFIX,))
@@ -234,12 +243,26 @@ _REFRAMED: Final = (
 )
 
 
+#: One object for each kind of Viewer connection, to know again what was derived for it: by minor version, then by keep-alive.
+_CONNECTIONS: Final = (("1.0", "1.0 kept"), ("1.1", "1.1 kept"))
+
+
 def framed(head: ResponseHead, *, viewer_minor: int, keep_alive: bool) -> ResponseHead:
     """A head without connection-level fields, made ready for one Viewer connection.
 
     The result's `framing` is how the body must be sent, and its `connection` has b"close" where the connection cannot go
     on, because `keep_alive` is False or because only its end can end the body.
     """
+    key = _CONNECTIONS[viewer_minor][keep_alive]
+    derived = head.derived
+    if derived is not None and derived[0] is key:
+        return cast("ResponseHead", derived[1])
+    made = _framed(head, viewer_minor, keep_alive)
+    head.derived = (key, made)
+    return made
+
+
+def _framed(head: ResponseHead, viewer_minor: int, keep_alive: bool) -> ResponseHead:
     framing = _REFRAMED[viewer_minor].get(head.framing, head.framing)
     headers = head.headers
     if framing is Framing.CHUNKED:

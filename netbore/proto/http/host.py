@@ -14,7 +14,7 @@ from math import inf
 from typing import Final, Protocol
 
 from netbore.proto.errors import LocalProtocolError
-from netbore.proto.http.codec import Opinion, ResponseReader, emit_chunk, emit_last_chunk, emit_request
+from netbore.proto.http.codec import HeadMemo, Opinion, ResponseReader, emit_chunk, emit_last_chunk, emit_request
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
@@ -78,6 +78,7 @@ class HostConnection(Timed):
         http: HttpLimits = HTTP_LIMITS,
         *,
         second_opinion: Opinion = Opinion.ODD,
+        memo: HeadMemo | None = None,
     ) -> None:
         super().__init__(clock)
         self.stream = stream
@@ -98,7 +99,7 @@ class HostConnection(Timed):
         self.hinted_timeout: int | None = None
         #: The only Viewer's side that may use it, after connection-bound authentication.
         self.bound_to: ViewerSide | None = None
-        self._reader = ResponseReader(http, second_opinion=second_opinion)
+        self._reader = ResponseReader(http, second_opinion=second_opinion, memo=memo)
         self._head: ResponseHead | None = None
         self._method = b""
         self._chunked = False

@@ -12,7 +12,7 @@ fails the grammar of a single one, so repetition needs no rule of its own.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import attrs
 
@@ -105,9 +105,13 @@ def index(headers: Headers) -> dict[bytes, bytes]:
 
 
 class _Head:
-    """What request and response heads share. `fields` and `framing` are derived at first use and kept."""
+    """What request and response heads share. `fields` and `framing` are derived at first use and kept.
 
-    __slots__ = ("_connection", "_fields", "_framing", "headers", "minor")
+    `derived` and `text` are for the modules that make other heads and bytes of this one: a head may come again and again
+    (see `codec.HeadMemo`), and what follows from it stays the same.
+    """
+
+    __slots__ = ("_connection", "_fields", "_framing", "derived", "headers", "minor", "text")
 
     def __init__(self, minor: int, headers: Headers, framing: Framing | None) -> None:
         self.minor = minor
@@ -115,6 +119,8 @@ class _Head:
         self._framing = framing
         self._fields: dict[bytes, bytes] | None = None
         self._connection: frozenset[bytes] | None = None
+        self.derived: tuple[object, Any] | None = None
+        self.text: bytes | None = None
 
     @property
     def fields(self) -> dict[bytes, bytes]:

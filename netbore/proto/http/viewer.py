@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from math import inf
 
-from netbore.proto.http.codec import Opinion, RequestReader, emit_chunk, emit_last_chunk, emit_response
+from netbore.proto.http.codec import HeadMemo, Opinion, RequestReader, emit_chunk, emit_last_chunk, emit_response
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
@@ -80,6 +80,7 @@ class ViewerConnection(Timed):
         limits: ExchangeLimits = LIMITS,
         http: HttpLimits = HTTP_LIMITS,
         second_opinion: Opinion = Opinion.ODD,
+        memo: HeadMemo | None = None,
     ) -> None:
         """`secure`: the Stream is TLS, where an end of input means that the Viewer is gone. `second_opinion`: see `codec`."""
         super().__init__(clock)
@@ -97,7 +98,7 @@ class ViewerConnection(Timed):
         self.context: object = None
         self._on_request = on_request
         self._on_closed = on_closed
-        self._reader = RequestReader(http, second_opinion=second_opinion)
+        self._reader = RequestReader(http, second_opinion=second_opinion, memo=memo)
         self._chunked = False
         self._closing = False
         self._opaque = False
