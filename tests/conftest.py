@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any
@@ -33,6 +34,8 @@ def limited(test: Callable[..., Coroutine[Any, Any, None]], seconds: float) -> C
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "seconds(n): how long the test may take, on its own clock")
+    # A shell that starts us in the background has interrupts ignored, for us and for what we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
