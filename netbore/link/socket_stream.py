@@ -137,6 +137,10 @@ class TransportStream:
         return 0
 
     @property
+    def begun(self) -> int:
+        return 0
+
+    @property
     def suspended(self) -> bool:
         return False
 

@@ -349,7 +349,7 @@ class Mux:
 
     def encode_open(self, stream: MuxStream, now: float) -> bytes:
         """The OPEN of `stream`, which gets its id and window here; empty when the budget has no window for it."""
-        size = first_window(self.budget, self.memory.offer(now))
+        size = first_window(self.budget, self.memory.known(now) // 2)
         if not size:
             return b""
         del self._unopened[stream]
@@ -459,7 +459,7 @@ class Mux:
             facts=opened.facts,
         )
         self._streams[stream_id] = stream
-        stream.enlarge(first_window(self.budget, self.memory.offer(self.now), base))
+        stream.enlarge(first_window(self.budget, self.memory.known(self.now) // 2, base))
         self._events.append(StreamOpened(stream))
 
     def _on_fin(self, stream_id: int, payload: bytes) -> None:

@@ -75,6 +75,7 @@ class MuxStream:
         "accepting",
         "added",
         "base",
+        "begun",
         "blocked",
         "credit",
         "credit_out",
@@ -130,7 +131,7 @@ class MuxStream:
 
         self.receiving_half = Half.OPEN
         self.growth = growth
-        self.credit_out = growth.size  # what the peer may still send
+        self.credit_out = self.begun = growth.size  # what the peer may still send, and could at first
         self.unconsumed = 0  # what arrived and was not consumed, waiting or not
         self.owed = 0  # consumed, not yet returned by WINDOW
         self.added = 0  # added to the window, not yet announced
@@ -396,14 +397,14 @@ class MuxStream:
         """OPEN is being encoded: from now on the Stream has an id and a receive window."""
         self.id = stream_id
         self.opened = True
-        self.growth.size = self.credit_out = size
+        self.growth.size = self.credit_out = self.begun = size
         self.mux.hold(self, size)
 
     def enlarge(self, size: int) -> None:
         """The window is to have `size` bytes, of which those beyond `base` were taken from the budget."""
         if size > self.growth.size:
             self.added = size - self.growth.size
-            self.growth.size = size
+            self.growth.size = self.begun = size
             self.mux.hold(self, self.added)
             self.mux.scheduler.window(self)
 
@@ -477,7 +478,7 @@ class MuxStream:
         """`count` bytes were consumed: the size by which the window grew. It is counted here, byte for byte, and not when credit
         returns: the rest below a quarter window, which returns only behind further data, would hide that a window is full."""
         mux, growth = self.mux, self.growth
-        grown = growth.moved(count, mux.now, mux.rtt)
+        grown = growth.moved(count, mux.now, mux.rtt, mux.memory.known(mux.now))
         if growth.full:
             mux.memory.note(growth.full, mux.now)
         if grown:

@@ -99,6 +99,10 @@ class Stream(Protocol):
         """How many bytes the peer may send without a further `consumed`; 0 on a socket."""
 
     @property
+    def begun(self) -> int:
+        """What `granted` was when the Stream was opened: a pool takes back one whose window has not grown since."""
+
+    @property
     def suspended(self) -> bool:
         """The Link is broken: nothing moves, and timers over this Stream stand still."""
 

@@ -44,7 +44,7 @@ class Budget:
 
 
 class Growth:
-    """The size of one window. It doubles when a full window moved within two round trips.
+    """The size of one window. It doubles when a full window moved within two round trips, or goes at once to what is remembered.
 
     Seven eighths count as full. The rest may hang behind another limit that is as tight: frame headers make a room of the same
     size run out first, and an ACK or WINDOW is not sent for every byte.
@@ -63,8 +63,11 @@ class Growth:
         self.moved_since = 0
         self.full = 0
 
-    def moved(self, count: int, now: float, rtt: float | None) -> int:
+    def moved(self, count: int, now: float, rtt: float | None, known: int = 0) -> int:
         """`count` bytes went through the window. Return by how many bytes it grew, mostly 0.
+
+        `known` is the size that another window of the Link is known to have used to the full: a window that proves too
+        small grows to it at once, while less than half the budget is out with it.
 
         What moved longer ago than two round trips does not count: a pause must not cost a window its next chance.
         """
@@ -79,7 +82,10 @@ class Growth:
         if rtt is None:
             return 0
         self.full = self.size
-        more = min(self.size, self.limit - self.size)
+        more = self.size
+        if known > 2 * self.size and self.budget.share(known - self.size) < 0.5:
+            more = known - self.size
+        more = min(more, self.limit - self.size)
         if more <= 0 or not self.budget.take(more):
             return 0
         self.size += more
@@ -87,7 +93,7 @@ class Growth:
 
 
 class WindowMemory:
-    """The largest window that was used to the full of late: a new Stream of the Link need not begin at the bottom."""
+    """The largest window that was used to the full of late: others of the Link need not find it out step by step."""
 
     __slots__ = ("_at", "_size")
 
@@ -101,9 +107,9 @@ class WindowMemory:
             self._size = size
             self._at = now
 
-    def offer(self, now: float) -> int:
-        """With how many bytes a new Stream may begin; 0 when nothing is remembered."""
-        return self._size // 2 if now - self._at <= WINDOW_MEMORY_SECONDS else 0
+    def known(self, now: float) -> int:
+        """Its size in bytes; 0 when nothing is remembered. A new Stream begins with half of it."""
+        return self._size if now - self._at <= WINDOW_MEMORY_SECONDS else 0
 
 
 def first_window(budget: Budget, offer: int = 0, have: int = 0) -> int:

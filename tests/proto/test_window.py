@@ -73,13 +73,13 @@ def test_the_round_trip_is_never_below_its_least() -> None:
 
 def test_the_memory_keeps_the_largest_for_300_seconds() -> None:
     memory = WindowMemory()
-    assert memory.offer(0) == 0
+    assert memory.known(0) == 0
     memory.note(4 * MIB, 10)
     memory.note(MIB, 200)
-    assert memory.offer(310) == 2 * MIB
-    assert memory.offer(311) == 0
+    assert memory.known(310) == 4 * MIB
+    assert memory.known(311) == 0
     memory.note(MIB, 311)
-    assert memory.offer(311) == MIB // 2
+    assert memory.known(311) == MIB
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,16 @@ def test_the_first_window_follows_the_budget(out: int, size: int) -> None:
     assert budget.take(out)
     assert first_window(budget) == size
     assert budget.out == out + size
+
+
+def test_a_window_that_is_too_small_goes_to_what_is_known_at_once_while_that_is_modest() -> None:
+    budget = Budget(64 * MIB)
+    growth = Growth(MIB, 64 * MIB, budget)
+    assert growth.moved(MIB - 1, 1.0, 0.1, 16 * MIB) == 15 * MIB
+    assert growth.size == budget.out + MIB == 16 * MIB
+    other = Growth(MIB, 64 * MIB, budget)
+    assert other.moved(MIB, 1.0, 0.1, 32 * MIB) == MIB  # would be half of the budget
+    assert other.moved(2 * MIB, 1.0, 0.1, 3 * MIB) == 2 * MIB  # doubling is more
 
 
 def test_the_first_window_is_what_is_remembered_while_that_is_modest() -> None:

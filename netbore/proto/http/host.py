@@ -231,7 +231,7 @@ class HostConnection(Timed):
             and not self.outbox.size
             and stream.sending
             and stream.receiving
-            and stream.granted <= self.limits.pooled_credit
+            and stream.granted <= max(self.limits.pooled_credit, stream.begun)
         )
 
     def close(self) -> None:

@@ -66,6 +66,7 @@ class MemoryStream:
         self.sending = True
         self.receiving = True
         self.writable = True
+        self.begun = 0
         self.granted = 0
         self.suspended = False
         self.paused = False

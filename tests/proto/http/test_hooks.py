@@ -74,3 +74,12 @@ def test_a_viewer_is_idle_between_requests_only() -> None:
     assert not world.viewer.idle
     world.host.feed(ANSWER)
     assert world.viewer.idle
+
+
+def test_a_stream_that_began_with_a_large_window_is_pooled_and_one_that_grew_is_not() -> None:
+    for begun, pooled in ((1 << 20, 1), (0, 0)):
+        world = World()
+        world.stream.feed(GET)
+        world.host.begun, world.host.granted = begun, 1 << 20
+        world.host.feed(ANSWER)
+        assert len(world.idle) == pooled
