@@ -54,6 +54,10 @@ class Opinion(Enum):
 _SECRET: Final = (b"authorization", b"cookie", b"proxy-authorization", b"set-cookie")
 
 
+#: Longest read that is looked at as one whole response.
+SHORT: Final = 16384
+
+
 class HeadMemo:
     """Heads that came before, by their bytes: the same bytes mean the same, so they are not read again.
 
@@ -124,6 +128,11 @@ class _Reader(ABC):
         """The pieces that `data` completes, in order; body slices are views of `data`. Raises BadMessage."""
         if self._broken is not None:
             raise self._broken
+        if self._memo is not None and self._state is _State.HEAD and not self._collector.held:
+            known = self._known(self._memo, data)
+            if known is not None:
+                self._state = _State.DONE
+                return known
         pieces: list[Piece] = []
         try:
             self._read(data, pieces)
@@ -171,6 +180,10 @@ class _Reader(ABC):
         pieces.append(End(trailers) if trailers else _END)
         self._body = None
         self._state = _State.DONE
+
+    @abstractmethod
+    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
+        """The pieces of `data` when it is one whole message whose head came before, which is the usual case; else None."""
 
     @abstractmethod
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
@@ -230,6 +243,10 @@ class RequestReader(_Reader):
             collector.clear()
             return at + 1
         return at
+
+    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
+        head = memo.get(b"", data) if type(data) is bytes else None
+        return [head, _END] if head is not None and head.framing is Framing.NONE else None
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo
@@ -293,6 +310,18 @@ class ResponseReader(_Reader):
         if self._state is not _State.DONE:
             raise Truncated(502, "response cut short")
         return pieces
+
+    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
+        if len(data) > SHORT:
+            return None
+        text = bytes(data)
+        at = text.find(b"\r\n\r\n") + 4
+        head: ResponseHead | None = memo.get(self._method, text[:at])
+        if head is None or head.status < 200:
+            return None
+        if at < len(text) and head.framing.length == len(text) - at:
+            return [head, memoryview(data)[at:], _END]
+        return [head, _END] if head.framing is Framing.NONE and at == len(text) else None
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo
