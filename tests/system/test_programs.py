@@ -218,13 +218,13 @@ def test_the_second_signal_quits_the_agent(tmp_path: Path, the_edge: EdgeProgram
 def test_the_first_signal_drains_the_edge_and_the_second_quits(tmp_path: Path) -> None:
     with edge(tmp_path) as the_edge, in_flight(tmp_path, the_edge) as (_, running, let_go):
         the_edge.signal()
-        eventually(lambda: curl(the_edge, "demo").status == 0, 10, "no new connection is taken")
+        eventually(lambda: curl(the_edge, "demo").status == 503, 10, "no new request is taken")
         let_go()
         assert running.answer(10).code == 0
         assert the_edge.wait(5) == 0
     with edge(tmp_path, state="again") as the_edge, in_flight(tmp_path, the_edge) as (_, running, _):
         the_edge.signal()
-        eventually(lambda: curl(the_edge, "demo").status == 0, 10, "no new connection is taken")
+        eventually(lambda: curl(the_edge, "demo").status == 503, 10, "no new request is taken")
         the_edge.signal()
         assert the_edge.wait(3) == 130
 
