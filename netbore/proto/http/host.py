@@ -14,14 +14,13 @@ from math import inf
 from typing import Final, Protocol
 
 from netbore.proto.errors import LocalProtocolError
-from netbore.proto.http.codec import HeadMemo, Opinion, ResponseReader, emit_chunk, emit_last_chunk, emit_request
+from netbore.proto.http.codec import HeadMemo, Opinion, ResponseReader, emit_last_chunk, emit_request
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.messages import BadMessage, End, Framing, Headers, Piece, RequestHead, ResponseHead
-from netbore.proto.http.outbox import Outbox
+from netbore.proto.http.sender import Sender
 from netbore.proto.http.sides import LIMITS, ExchangeLimits, ViewerSide
-from netbore.proto.http.timed import Timed
 from netbore.proto.stream import Data, Stream
 from netbore.proto.wire import Code
 
@@ -40,16 +39,13 @@ class HostOwner(Protocol):
         """`host` is of no more use. Called once."""
 
 
-class HostConnection(Timed):
+class HostConnection(Sender):
     """One connection to a Host. A new one is idle, but not reported so."""
 
     __slots__ = (
-        "_chunked",
         "_credit",
-        "_end_due",
         "_head",
         "_method",
-        "_opaque",
         "_reader",
         "_sent",
         "_spoilt",
@@ -63,10 +59,8 @@ class HostConnection(Timed):
         "hinted_timeout",
         "idle_since",
         "limits",
-        "outbox",
         "owner",
         "reused",
-        "stream",
     )
 
     def __init__(
@@ -80,11 +74,9 @@ class HostConnection(Timed):
         second_opinion: Opinion = Opinion.ODD,
         memo: HeadMemo | None = None,
     ) -> None:
-        super().__init__(clock)
-        self.stream = stream
+        super().__init__(stream, clock)
         self.owner = owner
         self.limits = limits
-        self.outbox = Outbox()
         self.exchange: Exchange | None = None
         #: It has carried an Exchange before this one.
         self.reused = False
@@ -102,11 +94,8 @@ class HostConnection(Timed):
         self._reader = ResponseReader(http, second_opinion=second_opinion, memo=memo)
         self._head: ResponseHead | None = None
         self._method = b""
-        self._chunked = False
         self._sent = False
-        self._end_due = False
         self._whole = False
-        self._opaque = False
         #: It must not be used again.
         self._spoilt = False
         #: FIN came on a reused connection before any byte: the Agent's verdict is awaited.
@@ -116,11 +105,6 @@ class HostConnection(Timed):
         stream.sink = self
 
     # --- commands of the Exchange ---
-
-    @property
-    def drained(self) -> bool:
-        """All of the request so far has been accepted."""
-        return not self.outbox.size
 
     def start(self, exchange: Exchange, head: RequestHead) -> None:
         """Carry `exchange`. Raises LocalProtocolError unless idle and open."""
@@ -137,16 +121,6 @@ class HostConnection(Timed):
         self.outbox.put(emit_request(head))
         if _is_bound(exchange.request.fields.get(b"authorization")):
             self.bound_to = exchange.viewer
-
-    def send_body(self, data: Data) -> None:
-        """Bytes of the request's body."""
-        outbox = self.outbox
-        if self._chunked:
-            for part in emit_chunk(data):
-                outbox.put(part)
-            outbox.cost += len(data)
-        else:
-            outbox.put_body(data)
 
     def send_end(self, trailers: Headers) -> None:
         """The request is whole."""
@@ -180,10 +154,6 @@ class HostConnection(Timed):
         """Bytes both ways from now on."""
         self._opaque = self._spoilt = True
         self._chunked = False
-
-    def stop_reading(self, code: int) -> None:
-        """Nobody takes more of what the Host sends."""
-        self.stream.stop(code)
 
     def finish(self) -> None:
         """The Exchange is over, the response whole: become idle, or close."""

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from enum import IntEnum
 from math import inf
 
-from netbore.proto.http.codec import HeadMemo, Opinion, RequestReader, emit_chunk, emit_last_chunk, emit_response
+from netbore.proto.http.codec import HeadMemo, Opinion, RequestReader, emit_last_chunk, emit_response
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.head import LIMITS as HTTP_LIMITS
 from netbore.proto.http.head import HttpLimits
 from netbore.proto.http.headers import framed
 from netbore.proto.http.messages import BadMessage, End, Framing, Headers, RequestHead, ResponseHead
-from netbore.proto.http.outbox import Outbox
 from netbore.proto.http.pages import PROBLEMS, Problem, problem_of, render
+from netbore.proto.http.sender import Sender
 from netbore.proto.http.sides import LIMITS, ExchangeLimits, Phase
-from netbore.proto.http.timed import Timed
 from netbore.proto.stream import Data, Stream
 from netbore.proto.wire import Code
 
@@ -39,22 +38,19 @@ class Wait(IntEnum):
     REST = 5
 
 
-class ViewerConnection(Timed):
+class ViewerConnection(Sender):
     """One connection of a Viewer. `on_request(exchange)` is called for each request, `on_closed(viewer)` once."""
 
     __slots__ = (
         "_broken",
         "_busy",
-        "_chunked",
         "_closing",
         "_credit",
-        "_end_due",
         "_eof",
         "_fresh",
         "_held",
         "_on_closed",
         "_on_request",
-        "_opaque",
         "_paused",
         "_reader",
         "_wait",
@@ -64,9 +60,7 @@ class ViewerConnection(Timed):
         "exchange",
         "limits",
         "minor",
-        "outbox",
         "secure",
-        "stream",
     )
 
     def __init__(
@@ -83,11 +77,9 @@ class ViewerConnection(Timed):
         memo: HeadMemo | None = None,
     ) -> None:
         """`secure`: the Stream is TLS, where an end of input means that the Viewer is gone. `second_opinion`: see `codec`."""
-        super().__init__(clock)
-        self.stream = stream
+        super().__init__(stream, clock)
         self.secure = secure
         self.limits = limits
-        self.outbox = Outbox()
         self.exchange: Exchange | None = None
         #: Minor version of the last request.
         self.minor = 1
@@ -99,10 +91,7 @@ class ViewerConnection(Timed):
         self._on_request = on_request
         self._on_closed = on_closed
         self._reader = RequestReader(http, second_opinion=second_opinion, memo=memo)
-        self._chunked = False
         self._closing = False
-        self._opaque = False
-        self._end_due = False
         self._eof = False
         #: Nothing that comes is a request any more.
         self._broken = False
@@ -121,11 +110,6 @@ class ViewerConnection(Timed):
     # --- commands of the Exchange ---
 
     @property
-    def drained(self) -> bool:
-        """All of the response so far has been accepted."""
-        return not self.outbox.size
-
-    @property
     def ended(self) -> bool:
         """No more input will come, and none of it is missing."""
         return self._eof
@@ -135,16 +119,6 @@ class ViewerConnection(Timed):
         if head.status >= 200:
             head = self._own(head, early)
         self.outbox.put(emit_response(head))
-
-    def send_body(self, data: Data) -> None:
-        """Bytes of the response's body."""
-        outbox = self.outbox
-        if self._chunked:
-            for part in emit_chunk(data):
-                outbox.put(part)
-            outbox.cost += len(data)
-        else:
-            outbox.put_body(data)
 
     def send_end(self, trailers: Headers) -> None:
         """The response is whole."""
@@ -193,10 +167,6 @@ class ViewerConnection(Timed):
         self._held -= len(leftover)
         self._regulate()
         return leftover
-
-    def stop_reading(self, code: int) -> None:
-        """Nobody takes more of what the Viewer sends."""
-        self.stream.stop(code)
 
     def finish(self) -> None:
         """The Exchange is over, and the response whole."""
