@@ -153,8 +153,9 @@ class Proxy:
             # At once, so that the Edge surely still has the old transport, or when a new one may have taken its place.
             await trio.sleep(self.random.choice((0.0, self.random.uniform(0, 0.01))))
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                await line.ends[1].send_all(late)
-                self.late += len(late)
+                sent = bytes(late)  # more of what the Agent sent may still be read meanwhile
+                await line.ends[1].send_all(sent)
+                self.late += len(sent)
                 await trio.sleep(0.02)
         finally:
             line.reset(0, 1)
