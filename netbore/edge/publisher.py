@@ -24,13 +24,12 @@ from netbore.edge.held import HeldRoom
 from netbore.edge.hub import Hub
 from netbore.edge.registry import Change, Registry
 from netbore.edge.routes import Route, RouteTable
-from netbore.edge.targets import HostLimits, HostTarget, Refused, Way
+from netbore.edge.targets import HostLimits, HostTarget, Refused, Way, link_opener
 from netbore.edge.tunnels import Tunnel
 from netbore.link.poller import Poller
-from netbore.proto.http.pages import PROBLEMS
 from netbore.proto.mux import Refusal
 from netbore.proto.stream import Stream
-from netbore.proto.wire import Code, Kind
+from netbore.proto.wire import Code
 
 if TYPE_CHECKING:
     from netbore.edge.agents import AgentLink
@@ -213,16 +212,15 @@ class Publisher:
     def _open(self, links: LinkWays, handle: int) -> Stream:
         """A Stream for the Tunnel that the Agent knows by `handle`. Raises Refused."""
         link = links.agent.link
-        stream = link.open(Kind.HTTP, handle)
-        refusal = link.refusal
-        if refusal is Refusal.IDS:
-            self._retire(links)  # at once, though it may have been the last Stream: requests need not wait for a new Link
-        if stream is None:
-            full = refusal is Refusal.MAX_STREAMS
-            if full:
+        try:
+            return link_opener(link, handle)()
+        except Refused:
+            if link.refusal is Refusal.MAX_STREAMS:
                 self._make_room(links)
-            raise Refused(PROBLEMS["limit_reached" if full else "agent_offline"])
-        return stream
+            raise
+        finally:
+            if link.refusal is Refusal.IDS:
+                self._retire(links)  # at once, though it may have been the last Stream: requests need not wait for a new Link
 
     def _make_room(self, links: LinkWays) -> None:
         """The Agent allows no more Streams: idle ones are in the way of others. Those of all Tunnels of the Link count."""
