@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.load import LoadError
-from bench.peers import PEERS, Netbore, Peer
+from bench.peers import CARRIERS, PEERS, Netbore, Peer
 from bench.profile import outside_h11
 from bench.programs import StartError, find
 from bench.report import as_json, as_text
@@ -38,14 +38,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=int, help="of each request row (2 or 5), of each profile window (20)")
     options.add_argument("--only", type=lambda text: names(peers, text), default=peers, metavar="PEER,...", help=", ".join(peers))
     options.add_argument("--rows", type=lambda text: names(rows, text), default=rows, metavar="ROW,...", help=", ".join(rows))
+    options.add_argument(
+        "--carrier", choices=[*CARRIERS], default="wss", help="of Netbore's Link: a WebSocket over TLS, or TLS alone"
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="write everything, raw samples included")
     return options
 
 
-def chosen_peers(only: Sequence[str]) -> list[Peer]:
+def chosen_peers(only: Sequence[str], carrier: str) -> list[Peer]:
     """Return the peers that can run, telling on stderr which cannot. Raises StartError if one of those is Netbore."""
     usable = []
-    for peer in (kind() for kind in PEERS if kind.name in only):
+    for kind in (kind for kind in PEERS if kind.name in only):
+        peer = Netbore(carrier) if kind is Netbore else kind()
         missing = peer.missing()
         if missing and isinstance(peer, Netbore):
             raise StartError(f"{missing} is not installed")
@@ -64,7 +68,7 @@ def measure_table(options: argparse.Namespace) -> int:
     rounds, seconds, size = (3, 2, 64 * MIB) if options.quick else (5, 5, 300 * MIB)
     rows = [row for row in ROWS if row.name in options.rows]
     plan = Plan(options.rounds or rounds, options.seconds or seconds, size, rows)
-    peers = chosen_peers(options.only)
+    peers = chosen_peers(options.only, options.carrier)
     results = run_plan(peers, plan)
     shown = [peer.name for peer in peers]
     print(as_text(results, plan, shown))
@@ -79,7 +83,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.what == "outside-h11":
-            print(outside_h11(options.seconds or 20))
+            print(outside_h11(options.seconds or 20, options.carrier))
             return 0
         return measure_table(options)
     except (StartError, LoadError) as error:

@@ -24,12 +24,14 @@ from bench.programs import Program, StartError, find, free_port
 
 BODY = b"hello from the Host!"  # 20 bytes
 
-#: How Netbore is started; shell words, each formatted with {state}, and the Agent's also with {host} and {port}.
+#: How a Link is carried, by name: the scheme of the Edge's URL.
+CARRIERS = {"wss": "https", "tls": "tls"}
+#: How Netbore is started; shell words, each formatted with {state}, and the Agent's also with {host}, {port} and {scheme}.
 EDGE = (
     "netbore-edge serve --domain tunnel.localhost --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --http serve --state-dir {state}"
 )
 AGENT = (
-    "netbore-agent http {host} --edge https://tunnel.localhost:{port} --ca-file {state}/ca.pem "
+    "netbore-agent http {host} --edge {scheme}://tunnel.localhost:{port} --ca-file {state}/ca.pem "
     "--token-file {state}/operator-token --name demo"
 )
 
@@ -124,7 +126,7 @@ def ask(viewer: Viewer) -> str:
 class Peer:
     """One way from the Viewer to the Host. Subclasses say how to open it; `needs` are the programs it takes."""
 
-    name: ClassVar[str]
+    name: str
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
@@ -221,12 +223,18 @@ class SshPty(Peer):
 
 
 class Netbore(Peer):
-    """Edge and Agent as users start them. NETBORE_BENCH_EDGE and NETBORE_BENCH_AGENT replace the command lines."""
+    """Edge and Agent as users start them, the Link over one of CARRIERS.
+
+    NETBORE_BENCH_EDGE and NETBORE_BENCH_AGENT replace the command lines.
+    """
 
     name = "netbore"
 
-    def __init__(self) -> None:
+    def __init__(self, carrier: str = "wss") -> None:
         super().__init__()
+        self._scheme = CARRIERS[carrier]
+        if carrier != "wss":
+            self.name = f"netbore-{carrier}"
         self._edge = shlex.split(os.environ.get("NETBORE_BENCH_EDGE", EDGE))
         self._agent = shlex.split(os.environ.get("NETBORE_BENCH_AGENT", AGENT))
 
@@ -234,12 +242,15 @@ class Netbore(Peer):
         """Return the name of a program that is needed and not installed, or None."""
         return next((words[0] for words in (self._edge, self._agent) if find(words[0]) is None), None)
 
+    def agent_words(self, state: Path, host: str, port: str) -> list[str]:
+        """Return the Agent's command line for an Edge at `port` with its files in `state`."""
+        return [word.format(state=state, host=host, port=port, scheme=self._scheme) for word in self._agent]
+
     def _open(self, host: str, folder: Path) -> Viewer:
         edge = self._add("server", Program("edge", [word.format(state=folder) for word in self._edge], folder))
         port = edge.wait_for(r"ready https://\S+:(\d+)")[1]
         plain = edge.wait_for(r"ready http://\S+:(\d+)")[1]
-        words = [word.format(state=folder, host=host, port=port) for word in self._agent]
-        agent = self._add("client", Program("agent", words, folder))
+        agent = self._add("client", Program("agent", self.agent_words(folder, host, port), folder))
         public = agent.wait_for(r"(https?://\S+)")[1]
         return Viewer(f"http://127.0.0.1:{plain}", urlsplit(public).hostname)
 

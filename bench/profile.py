@@ -81,15 +81,15 @@ def per_request(requests: int, before: Mapping[str, float], after: Mapping[str, 
     return {role: (after[role] - before[role]) * 1e6 / requests for role in before}
 
 
-def outside_h11(seconds: int) -> str:
-    """Measure, in windows of `seconds` until each program has ENOUGH samples, and return the report.
+def outside_h11(seconds: int, carrier: str) -> str:
+    """Measure with the Link over `carrier`, in windows of `seconds` until each program has ENOUGH samples, and return the report.
 
     Raises StartError or LoadError, the latter too when the samples stay too few.
     """
-    missing = Netbore().missing() or next((name for name in ("py-spy", "wrk", "nginx") if find(name) is None), None)
+    peer = Netbore(carrier)
+    missing = peer.missing() or next((name for name in ("py-spy", "wrk", "nginx") if find(name) is None), None)
     if missing:
         raise StartError(f"{missing} is not installed")
-    peer = Netbore()
     with scratch() as folder, running_host(folder, 1 << 20) as host, running(peer, host, folder / "netbore") as viewer:
         roots = peer.processes()
         get_small(viewer, CONNECTIONS, 2)

@@ -33,8 +33,9 @@ _SIZES: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)\s*")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-#: The ports of URLs that name none.
-_PORTS: Final = {"https": 443, "http": 80}
+#: The schemes of a Host's URL, and of an Edge's, each with the port that a URL without one means.
+HOST_SCHEMES: Final = {"https": 443, "http": 80}
+EDGE_SCHEMES: Final = {**HOST_SCHEMES, "tls": 443}
 _NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?\Z")
 
 
@@ -71,21 +72,24 @@ class Address:
 
 @attrs.frozen
 class EdgeUrl:
-    """Where an Edge is. `str()` is its canonical text: the default port and a trailing slash are left out."""
+    """Where an Edge is, and how a Link is carried there: by a WebSocket (scheme "https" or "http"), or in TLS alone ("tls").
+
+    `str()` is its canonical text: the default port and a trailing slash are left out.
+    """
 
     host: str
     port: int
-    secure: bool = True
+    scheme: str = "https"
     path: str = ""
 
     @property
-    def scheme(self) -> str:
-        return "https" if self.secure else "http"
+    def authority(self) -> str:
+        """Host and port as they stand in a URL: the default port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == EDGE_SCHEMES[self.scheme] else f"{host}:{self.port}"
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{host}{port}{self.path}"
+        return f"{self.scheme}://{self.authority}{self.path}"
 
 
 def is_numeric(host: str) -> bool:
@@ -160,15 +164,18 @@ def parse_duration(text: str) -> float:
 
 
 def parse_edge_url(text: str) -> EdgeUrl:
-    """The URL of an Edge: "https://tunnel.example.com[:PORT][/PATH]", or HOST[:PORT] for https. Raises ConfigError."""
+    """The URL of an Edge: "https://HOST[:PORT][/PATH]", "tls://HOST[:PORT]", or HOST[:PORT] for https. Raises ConfigError."""
     text = text.strip()
     url = text if "://" in text else f"https://{text}"
-    scheme, host, port, path = split_url(url, text)
-    return EdgeUrl(host.removesuffix("."), port or _PORTS[scheme], scheme == "https", path.rstrip("/"))
+    scheme, host, port, path = split_url(url, text, EDGE_SCHEMES)
+    path = path.rstrip("/")
+    if scheme == "tls" and path:
+        raise ConfigError(f"{text!r} has a path, which tls:// cannot have: give tls://HOST[:PORT], or https:// with the path")
+    return EdgeUrl(host.removesuffix("."), port or EDGE_SCHEMES[scheme], scheme, path)
 
 
-def split_url(url: str, text: str) -> tuple[str, str, int | None, str]:
-    """Scheme ("http" or "https"), host in lower case, port or None, and path of a URL that may have no more than these.
+def split_url(url: str, text: str, schemes: Mapping[str, int] = HOST_SCHEMES) -> tuple[str, str, int | None, str]:
+    """Scheme (one of `schemes`), host in lower case, port or None, and path of a URL that may have no more than these.
 
     `text` is what the person gave. Raises ConfigError.
     """
@@ -178,8 +185,9 @@ def split_url(url: str, text: str) -> tuple[str, str, int | None, str]:
         host = parts.hostname
     except ValueError as error:
         raise ConfigError(f"{text!r} is not a URL: {error}") from None
-    if parts.scheme not in _PORTS:
-        raise ConfigError(f"{text!r} begins with {parts.scheme}://; only https:// and http:// are known here")
+    if parts.scheme not in schemes:
+        *others, last = (f"{scheme}://" for scheme in schemes)
+        raise ConfigError(f"{text!r} begins with {parts.scheme}://; only {', '.join(others)} and {last} are known here")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{host!r} was given with a user or password; tokens go in a file or the environment, never in a URL")
     if parts.query or parts.fragment or not host:

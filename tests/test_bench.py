@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from bench.__main__ import names
+from bench.__main__ import names, parser
 from bench.load import LoadError, Requests, Transfer, Viewer, parse_curl, parse_wrk
 from bench.measure import Spread, Stat, own_seconds, parse_busy, parse_peak, parse_stat, read_stats, spread, tree
+from bench.peers import Netbore
 from bench.profile import Samples, parse_raw, table
 from bench.report import aligned, as_json, as_text, ratios, show, summarise
 from bench.run import ROWS, Fault, Plan, Results, Sample
@@ -188,6 +190,15 @@ def test_cells() -> None:
     assert show(Spread(2.0, 2.0, 2.0), ".1f", wide=True) == "2.0"
     assert show(None, ".1f") == "-"
     assert aligned([("peer", "rate"), ("a", "1")]) == "peer  rate\na        1\n"
+
+
+def test_the_carrier_is_the_scheme_of_the_agents_edge() -> None:
+    assert parser().parse_args(["outside-h11"]).carrier == "wss"
+    assert parser().parse_args(["outside-h11", "--carrier", "tls"]).carrier == "tls"
+    assert [Netbore(carrier).name for carrier in ("wss", "tls")] == ["netbore", "netbore-tls"]
+    for carrier, scheme in {"wss": "https", "tls": "tls"}.items():
+        words = Netbore(carrier).agent_words(Path("state"), "host:80", "8443")
+        assert words[words.index("--edge") + 1] == f"{scheme}://tunnel.localhost:8443"
 
 
 def test_names() -> None:

@@ -18,6 +18,7 @@ from netbore.config import (
     parse_size,
     secret_from_environment,
     secret_from_file,
+    split_url,
 )
 from netbore.errors import ConfigError
 
@@ -103,8 +104,10 @@ def test_what_is_no_duration(text: str) -> None:
         ("https://Tunnel.Example.com", EdgeUrl("tunnel.example.com", 443), "https://tunnel.example.com"),
         ("tunnel.localhost:8443", EdgeUrl("tunnel.localhost", 8443), "https://tunnel.localhost:8443"),
         ("https://tunnel.example.com.:443/", EdgeUrl("tunnel.example.com", 443), "https://tunnel.example.com"),
-        ("http://[::1]:8080/edge/", EdgeUrl("::1", 8080, False, "/edge"), "http://[::1]:8080/edge"),
-        ("http://edge", EdgeUrl("edge", 80, False), "http://edge"),
+        ("http://[::1]:8080/edge/", EdgeUrl("::1", 8080, "http", "/edge"), "http://[::1]:8080/edge"),
+        ("http://edge", EdgeUrl("edge", 80, "http"), "http://edge"),
+        ("tls://Edge/", EdgeUrl("edge", 443, "tls"), "tls://edge"),
+        ("tls://[::1]:8443", EdgeUrl("::1", 8443, "tls"), "tls://[::1]:8443"),
     ],
 )
 def test_urls_of_an_edge(text: str, expected: EdgeUrl, canonical: str) -> None:
@@ -116,7 +119,10 @@ def test_urls_of_an_edge(text: str, expected: EdgeUrl, canonical: str) -> None:
     ("text", "says"),
     [
         ("", "HOST"),
-        ("ftp://edge", "only https:// and http://"),
+        ("ftp://edge", "only https://, http:// and tls:// are known"),
+        ("tls://edge/path", "give tls://HOST"),
+        ("tls://user:hidden@edge", "never in a URL"),
+        ("tls://edge:0", "port 0"),
         ("https://user:hidden@edge", "never in a URL"),
         ("https://hidden@edge", "never in a URL"),
         ("https://edge?token=hidden", r"'\?'"),
@@ -130,6 +136,11 @@ def test_what_is_no_url_of_an_edge(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         parse_edge_url(text)
     assert "hidden" not in str(caught.value)
+
+
+def test_tls_is_no_scheme_of_a_host() -> None:
+    with pytest.raises(ConfigError, match="only https:// and http:// are known"):
+        split_url("tls://host", "tls://host")
 
 
 def test_a_secret_hides_itself() -> None:

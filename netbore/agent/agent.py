@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import trio
 
-from netbore.agent.carrier import trust, wss_dial
+from netbore.agent.carrier import edge_dial, trust
 from netbore.agent.connect import ConnectLimits, Dial, Identity, Way
 from netbore.agent.keeper import Keeper
 from netbore.agent.requests import Bindings
@@ -347,6 +347,7 @@ async def connect(edge: str, *, token: str, ca_file: str | Path | None = None, p
         async with netbore.connect("https://tunnel.example.com", token=...) as agent:
             tunnel = await agent.open_tunnel("demo")
 
+    The URL chooses the carrier: https:// is a WebSocket over TLS, tls:// the same Link in TLS alone.
     `token` is the operator's, an ephemeral or a recreate token. `ca_file` is trusted in place of the system's
     authorities. Entering does not wait for the Edge; `open_tunnel` does. Without `patient`, an Edge that cannot be
     reached at first is an error and not waited for. Raises ConfigError for a wrong URL or file. A NetboreError that leaves the
@@ -356,6 +357,6 @@ async def connect(edge: str, *, token: str, ca_file: str | Path | None = None, p
     context = await trio.to_thread.run_sync(trust, Path(ca_file) if ca_file is not None else None)
     with ungrouped():
         async with open_poller() as poller:
-            dial = wss_dial(poller, url, context)
+            dial = edge_dial(poller, url, context)
             async with run_agent(poller, dial, credential_of(token), agent=USER_AGENT, patient=patient) as agent:
                 yield agent

@@ -81,7 +81,11 @@ def main() -> None:
 
 @main.command(context_settings=MIRRORED)
 @click.argument("target")
-@click.option("--edge", required=True, help="URL of the Edge, such as https://tunnel.localhost:8443.")
+@click.option(
+    "--edge",
+    required=True,
+    help="URL of the Edge, such as https://tunnel.localhost:8443; tls:// in place of https:// does without WebSocket.",
+)
 @click.option("--name", help="The name to serve; without one the Edge chooses.")
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authority (PEM) to trust in place of the system's.")
 @click.option(

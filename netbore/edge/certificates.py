@@ -27,11 +27,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from netbore.edge.issue import CertificateError, Embedded
 from netbore.edge.statedir import StateDirectory
 from netbore.link.tls import choose_by_name
+from netbore.proto.wire import ALPN
 
 __all__ = ["CertificateError", "Certificates", "Served", "embedded", "given"]
 
-#: What is offered to Viewers and on the WSS port: the front branches on what was chosen.
-ALPN: Final = ("http/1.1",)
+#: What is spoken on the Edge's TLS port, the best first: Links in TLS alone, and HTTP for Viewers and for Links over WSS.
+PROTOCOLS: Final = (ALPN, "http/1.1")
 #: How often `keep_fresh` looks.
 CHECK_SECONDS: Final = 86400.0
 
@@ -83,7 +84,7 @@ class FileSource:
 
     def fresh(self) -> Served:
         served = read(self.chain, self.key)
-        make_context(served, ALPN)  # that the key is the certificate's, and without a password
+        make_context(served, PROTOCOLS)  # that the key is the certificate's, and without a password
         missing = [name for name in self.wanted if not served.covers(name)]
         if missing:
             raise CertificateError(f"{self.chain} is not for {', '.join(missing)}: it names {', '.join(sorted(served.names))}")
@@ -119,7 +120,7 @@ class Certificates:
         """What is served to those who ask for no name that has a certificate of its own."""
         return self._default
 
-    def server_context(self, alpn: Sequence[str] = ALPN) -> ssl.SSLContext:
+    def server_context(self, alpn: Sequence[str] = PROTOCOLS) -> ssl.SSLContext:
         """A context for a listener. Each of its handshakes gets the certificate that is right at that time."""
         listening = _Listening(self, tuple(alpn))
         self._listening.append(listening)

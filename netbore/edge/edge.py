@@ -25,31 +25,43 @@ import trio
 from netbore.edge.certificates import CertificateError, Certificates, embedded, given
 from netbore.edge.config import EdgeConfig
 from netbore.edge.core import Core, open_core
-from netbore.edge.front import Front, redirect_to
+from netbore.edge.front import redirect_to
 from netbore.edge.services import operator_services
 from netbore.edge.statedir import StateDirectory, StateError
 from netbore.edge.tunnels import PublicAddress
 from netbore.errors import ConfigError
-from netbore.link.poller import Poller, open_poller
+from netbore.link.poller import open_poller
 from netbore.link.tcp import TcpListener, TcpTransport, bind, listen
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import TransportBroken
+from netbore.proto.wire import ALPN
 
 log = logging.getLogger("netbore.edge")
 
 
 class Greeter:
-    """The owner of a TLS transport until its handshake is done; then the protocol that was negotiated decides who gets it."""
+    """The owner of a TLS transport until its handshake is done; then the protocol that was negotiated decides who gets it.
 
-    def __init__(self, poller: Poller, context: ssl.SSLContext, front: Front, inner: TcpTransport) -> None:
-        self._front = front
-        self.transport = TlsTransport.server(poller, inner, context, self, lenient_eof=True)
+    Agents are received at the API host, or where no name was given (who dials an address sends none). The other names belong
+    to Tunnels, and there only HTTP is spoken.
+    """
+
+    __slots__ = ("_api_host", "_core", "transport")
+
+    def __init__(self, core: Core, context: ssl.SSLContext, api_host: str, inner: TcpTransport) -> None:
+        self._core = core
+        self._api_host = api_host.lower()
+        self.transport = TlsTransport.server(core.poller, inner, context, self, lenient_eof=True)
 
     def on_open(self) -> None:
-        alpn = self.transport.facts.alpn
-        if alpn in (None, "http/1.1"):
-            self._front.accept(self.transport, secure=True)
+        facts = self.transport.facts
+        if facts.alpn in (None, "http/1.1"):
+            self._core.front.accept(self.transport, secure=True)
+        elif facts.alpn == ALPN and (facts.server_name or self._api_host).lower() == self._api_host:
+            self.transport.carry_link()
+            self._core.door.accept(self.transport)
         else:
+            log.debug("%s was asked for at %s, which is not the API host", facts.alpn, facts.server_name)
             self.transport.close()
 
     def on_failed(self, error: TransportBroken) -> None:
@@ -205,7 +217,7 @@ def _listen(
     if config.http == "redirect":
         plain = core.add_front(redirect_to(config.public_url_scheme, public_port))
     accept: dict[str, Callable[[TcpTransport], object]] = {
-        "https": partial(Greeter, poller, certificates.server_context(), core.front),
+        "https": partial(Greeter, core, certificates.server_context(), config.api),
         "http": lambda transport: plain.accept(transport, secure=False),
     }
     return {name: listen(poller, "", 0, accept[name], sock=sock) for name, sock in sockets.items()}  # type: ignore[arg-type]

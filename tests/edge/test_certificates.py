@@ -102,6 +102,17 @@ def test_strict_clients_take_the_embedded_certificate(state: StateDirectory, clo
     assert connection.client.selected_alpn_protocol() == "http/1.1"
 
 
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [("netbore/1", "netbore/1"), ("http/1.1,netbore/1", "netbore/1"), ("h2", None), ("netbore/2", None)]
+)
+def test_the_protocol_is_chosen_by_alpn(state: StateDirectory, clock: Clock, offered: str, chosen: str | None) -> None:
+    certificates = embedded(state, DOMAIN, clock)
+    client = strict_client(state.path / "ca.pem")
+    client.set_alpn_protocols(offered.split(","))
+    connection = Connection(client, certificates.server_context(), DOMAIN)
+    assert connection.client.selected_alpn_protocol() == connection.server.selected_alpn_protocol() == chosen
+
+
 @pytest.mark.parametrize("name", ["localhost", f"a.b.{DOMAIN}", "demo.example.com"])
 def test_it_is_for_no_other_names(state: StateDirectory, clock: Clock, name: str) -> None:
     certificates = embedded(state, DOMAIN, clock)
@@ -421,7 +432,7 @@ def test_a_name_may_have_a_certificate_of_its_own(state: StateDirectory, clock: 
     own = Connection(client, context, "Shop.Example")
     assert own.client.selected_alpn_protocol() == "http/1.1"
     assert own.fingerprint != Connection(client, context, DOMAIN).fingerprint
-    Connection(client, certificates.server_context(["netbore/1", "http/1.1"]), "shop.example")  # a listener made later
+    Connection(client, certificates.server_context(["http/1.1"]), "shop.example")  # a listener made later
     certificates.remove("shop.example")
     certificates.remove("shop.example")
     with pytest.raises(ssl.SSLCertVerificationError):

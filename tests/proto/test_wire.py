@@ -25,6 +25,13 @@ def table(*columns: str) -> list[list[str]]:
     return rows
 
 
+def test_carriers() -> None:
+    told = dict(table("carrier", "how"))
+    assert f"path `{wire.LINK_PATH}`" in told["WSS"]
+    assert f"`Sec-WebSocket-Protocol: {wire.SUBPROTOCOL}`" in told["WSS"]
+    assert f"ALPN `{wire.ALPN}`" in told["TLS"]
+
+
 def test_records() -> None:
     rows = table("record", "type", "payload", "most bytes")
     assert [(name, int(number, 16)) for name, number, _, _ in rows] == [(r.name, r.value) for r in wire.Record]

@@ -2,7 +2,7 @@
 
 Theory of operation. Each connection that the proxy accepted is a `Line`: two tasks that copy, one for each direction. It can be
 cut behind an exact byte, reset at both ends or at the Agent's only (then the Edge gets what was under way late), or stopped
-without a word. The Link runs over plain TCP, and over WebSocket in TLS as in production.
+without a word. The Link runs over plain TCP, and over WebSocket in TLS and in TLS alone as in production.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 import trio
 import trustme
 
-from netbore.agent.carrier import wss_dial
+from netbore.agent.carrier import edge_dial
 from netbore.agent.connect import ConnectLimits, Dial
 from netbore.config import EdgeUrl
 from netbore.edge.edge import Greeter
@@ -29,6 +29,7 @@ from netbore.link.dial import connect_tcp
 from netbore.link.tcp import listen
 from netbore.link.transport import Transport
 from netbore.proto import heartbeat
+from netbore.proto.wire import ALPN
 from netbore.testing import DOMAIN, World, open_world
 from tests.cuts import look_for_leaks
 from tests.talkers import Traffic
@@ -172,6 +173,7 @@ def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(DOMAIN).configure_cert(server)
+    server.set_alpn_protocols([ALPN, "http/1.1"])
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(client)
     return client, server
@@ -182,12 +184,12 @@ def edge_port(world: World, carrier: str, context: ssl.SSLContext) -> int:
     poller, core = world.poller, world.core
     if carrier == "tcp":
         return listen(poller, "127.0.0.1", 0, core.door.accept).address[1]
-    return listen(poller, "127.0.0.1", 0, lambda inner: Greeter(poller, context, core.front, inner) and None).address[1]
+    return listen(poller, "127.0.0.1", 0, lambda inner: Greeter(core, context, DOMAIN, inner) and None).address[1]
 
 
 def dial_of(world: World, carrier: str, context: ssl.SSLContext, port: int) -> Dial:
-    if carrier == "wss":
-        return wss_dial(world.poller, EdgeUrl(DOMAIN, port), context)
+    if carrier != "tcp":
+        return edge_dial(world.poller, EdgeUrl(DOMAIN, port, {"wss": "https", "tls": "tls"}[carrier]), context)
 
     async def dial() -> Transport:
         return await connect_tcp(world.poller, "127.0.0.1", port)
@@ -197,7 +199,7 @@ def dial_of(world: World, carrier: str, context: ssl.SSLContext, port: int) -> D
 
 @pytest.mark.seconds(60)
 @pytest.mark.usefixtures("short_liveness")
-@pytest.mark.parametrize("carrier", ["tcp", "wss"])
+@pytest.mark.parametrize("carrier", ["tcp", "wss", "tls"])
 async def test_every_byte_comes_over_real_sockets(carrier: str) -> None:
     client, server = certificates()
     resumed: list[str] = []
