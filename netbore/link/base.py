@@ -5,8 +5,11 @@ A transport that was opened before anyone owned it (accepted, or dialled by a ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from netbore.link.poller import Poller
 from netbore.link.transport import Facts, Owner, TransportBroken
+from netbore.proto.stream import Data
 
 
 class Nobody:
@@ -74,6 +77,13 @@ class Owned:
         if not self.closed:
             self.close(abort=True)
             self._owner.on_failed(error)
+
+    def try_send(self, data: Data) -> int:
+        raise NotImplementedError
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
+        """As `try_send` of the parts joined; transports that need no join have their own."""
+        return self.try_send(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def close(self, abort: bool = False) -> None:
         raise NotImplementedError

@@ -28,16 +28,18 @@ from netbore.proto import events, pipe
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Refusal, Role
 from netbore.proto.mux_stream import MuxStream
+from netbore.proto.parts import cut, size
 from netbore.proto.records import RecordDecoder
 from netbore.proto.session import Ended, Session
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
-from netbore.proto.wire import FLUSH, MAX_CONTROL_QUEUE, MAX_ID, Code, Kind
+from netbore.proto.wire import FLUSH, FLUSH_MOST, MAX_CONTROL_QUEUE, MAX_ID, Code, Kind
 
 #: Bytes taken from a Link's transport in one read (design section 3).
 READ = 262144
-#: Bytes handed to it at once: with a WebSocket's header, four whole TLS records.
+#: Bytes handed to it at once, and at most once it has proved fast: with a WebSocket's header, whole TLS records.
 WRITE = FLUSH - 16
+WRITE_MOST = FLUSH_MOST - 16
 
 log = logging.getLogger("netbore.link")
 
@@ -87,7 +89,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._poller = poller
         self._user = user
         self._transport: Transport | None = None
-        self._unsent: Data = b""
+        self._unsent: list[Data] = []
+        self._limit = WRITE
         self._timer: Timer | None = None
         self._arrived: deque[MuxStream] = deque()
         self._changed = Changed()
@@ -129,7 +132,8 @@ class Link(trio.abc.Listener[StreamAdapter]):
             return
         log.debug("link %s lost its transport: %s", self.name, reason)
         transport.close(abort=True)
-        self._unsent = b""
+        self._unsent = []
+        self._limit = WRITE
         self.session.detach(self._poller.now)
         self._arm()
 
@@ -239,19 +243,26 @@ class Link(trio.abc.Listener[StreamAdapter]):
         transport = self._transport
         if transport is None:
             return
-        data = self._unsent or self.session.data_to_send(WRITE, self._poller.now)
-        if data:
+        parts = self._unsent or self.session.parts_to_send(self._limit, self._poller.now)
+        if parts:
             try:
-                sent = transport.try_send(data)
+                self._unsent = cut(parts, transport.try_send_parts(parts))
             except TransportBroken as error:
                 self._break(error.reason)
                 return
-            self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
+            self._adapt(transport, parts)
         transport.watch(True, bool(self._unsent) or self.session.has_output)
         self._step()
         self._arm()
 
     # Inside
+
+    def _adapt(self, transport: Transport, sent: list[Data]) -> None:
+        """What waits in a slow transport delays all that comes later: only one that takes full flushes gets larger ones."""
+        if self._unsent or transport.draining:
+            self._limit = WRITE
+        elif size(sent) * 2 > self._limit:
+            self._limit = min(2 * self._limit, WRITE_MOST)
 
     def _mark(self) -> None:
         self._poller.mark(self, last=True)
@@ -303,9 +314,9 @@ class Link(trio.abc.Listener[StreamAdapter]):
         """The session has ended: say so, once, and let go of the transport."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            last = b"".join((self._unsent, self.session.data_to_send(FLUSH, self._poller.now)))
+            last = [*self._unsent, *self.session.parts_to_send(FLUSH, self._poller.now)]
             with suppress(TransportBroken):
-                transport.try_send(last)
+                transport.try_send_parts(last)
             transport.close()
         if self._timer is not None:
             self._timer.cancel()

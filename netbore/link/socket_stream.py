@@ -23,7 +23,9 @@ from netbore.proto.errors import LocalProtocolError
 from netbore.proto.stream import LINGER_BYTES, LINGER_SECONDS, SOCKET_WINDOW, Data, Sink
 from netbore.proto.wire import HOST_ENDED, Code
 
-READ_SIZE = 65536
+#: Bytes read at once, and at most from a peer that fills its reads.
+READ = 65536
+READ_MOST = 262144
 #: Most reads of one `read_now`.
 READS_NOW = 4
 #: How long the transport may take to hand its last bytes to the kernel after both halves ended.
@@ -54,6 +56,7 @@ class TransportStream:
         "_over",
         "_paused",
         "_poller",
+        "_read_size",
         "_receiving",
         "_reset",
         "_send_failed",
@@ -92,6 +95,7 @@ class TransportStream:
         self._input = True  # the transport's end has not been seen
         self._paused = self._full = self._dropping = False
         self._eof_sent = self._send_failed = False
+        self._read_size = READ
         self._reset = self._over = self._freed = self._aborting = False
         self._unconsumed = self._dropped = 0
         self._untold: dict[str, tuple[int, ...]] = {}
@@ -249,7 +253,7 @@ class TransportStream:
     def _read(self) -> bool:
         """Read once and tell the sink. Whether there was data."""
         try:
-            data = self._transport.try_recv(READ_SIZE)
+            data = self._transport.try_recv(self._read_size)
         except TransportBroken:
             self._input_broken()
             return False
@@ -257,11 +261,13 @@ class TransportStream:
             if data is not None:
                 self._input_ended()
             return False
+        count = len(data)
+        self._read_size = min(2 * self._read_size, READ_MOST) if count == self._read_size else READ
         sink = self._sink
         if sink is None or not self._receiving:
-            self._drop(len(data))
+            self._drop(count)
             return True
-        self._unconsumed += len(data)
+        self._unconsumed += count
         sink.on_data(data)
         if self._unconsumed >= self._window:
             self._full = True

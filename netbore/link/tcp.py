@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
@@ -22,6 +22,7 @@ from netbore.link.base import Owned
 from netbore.link.poller import Poller
 from netbore.link.transport import Facts, Owner, TransportBroken
 from netbore.link.turn import READABLE, TROUBLE, WRITABLE
+from netbore.proto.parts import size
 from netbore.proto.stream import Data
 from netbore.proto.wire import DEAD_SECONDS
 
@@ -177,6 +178,20 @@ class TcpTransport(Owned):
             return 0
         try:
             return self._send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise broken(error) from None
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
+        if len(parts) == 1:
+            return self.try_send(parts[0])
+        if self.closed:
+            return size(parts)
+        if not self.opened:
+            return 0
+        try:
+            return self._sock.sendmsg(parts)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:

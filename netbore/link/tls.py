@@ -16,7 +16,7 @@ will do.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import attrs
@@ -24,13 +24,16 @@ import attrs
 from netbore.link.base import Owned
 from netbore.link.poller import Poller
 from netbore.link.transport import Owner, Transport, TransportBroken
+from netbore.proto.parts import size
 from netbore.proto.stream import Data
 
 #: What is read from the inner transport at once: on a Viewer or Host, and on a Link.
 FEED = 65536
 LINK_FEED = 262144
-#: Plaintext encrypted at once.
+#: Plaintext encrypted before its ciphertext is offered: what is held is hardly more.
 FLUSH = 65536
+#: Plaintext of one record. A larger buffer than its record would be allocated, and given back, for each.
+RECORD = 16384
 
 
 class ServerObject(ssl.SSLObject):
@@ -300,7 +303,7 @@ class TlsTransport(Owned):
         parts: list[bytes] = []
         try:
             while limit > 0 and self._last is None and (incoming.pending or tls.pending() or incoming.eof):
-                part = tls.read(limit)
+                part = tls.read(min(limit, RECORD))
                 if part:
                     parts.append(part)
                     limit -= len(part)
@@ -331,26 +334,40 @@ class TlsTransport(Owned):
         return self._holding() or (not self.closed and self._inner.draining)
 
     def try_send(self, data: Data) -> int:
+        return self.try_send_parts((data,))
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
         if self.closed:
-            return len(data)
+            return size(parts)
         if self._send_error is not None:
             raise self._send_error
-        if not self.opened or self._holding():
-            return 0
         sent = 0
-        view = memoryview(data)[:FLUSH]
-        try:
-            while sent < len(view):
-                # One call makes one record of 16 KiB at most.
-                sent += self._tls.write(view[sent:] if sent else view)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            raise TransportBroken("tls", error.reason or str(error)) from None
-        self._push()
-        if self._send_error is not None:
-            raise self._send_error
+        if self.opened and not self._holding():
+            try:
+                for part in parts:
+                    count = self._encrypt(part)
+                    sent += count
+                    if count < len(part):
+                        break
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                raise TransportBroken("tls", error.reason or str(error)) from None
+            self._push_quietly()
+            if self._send_error is not None:
+                raise self._send_error
         return sent
+
+    def _encrypt(self, part: Data) -> int:
+        """Encrypt `part`, and offer ciphertext as soon as it makes a flush; stop when one was not taken whole."""
+        done, total = 0, len(part)
+        while done < total:
+            done += self._tls.write(memoryview(part)[done : done + FLUSH])
+            if self._outgoing.pending >= FLUSH:
+                self._push()
+                if self._holding() or self._send_error is not None:
+                    break
+        return done
 
     def _push(self) -> None:
         """Offer ciphertext to the inner transport; hold what it does not take, and what made it fail in `_send_error`."""

@@ -8,7 +8,7 @@ one Poller.
   Poller's turn, and then calls `try_recv` or `try_send` itself, as often as it likes. Readiness is level-triggered:
   an owner that reads too little is called again in the next turn. Bytes that a layer has already taken from the one
   below make no event there; such a transport puts itself on the Poller's ready list.
-- `try_send` takes what it takes; it keeps at most one flush (64 KiB) that it has already transformed (TLS records, a
+- `try_send` takes what it takes; it keeps at most one flush that it has already transformed (TLS records, a
   WebSocket frame), and reports those bytes as accepted. Held bytes are pushed by the transport itself, which watches
   the layer below for that, whatever the owner watches.
 - Connecting and handshakes are states inside: `on_open` comes when bytes may flow, or `on_failed` instead. After
@@ -19,6 +19,7 @@ one Poller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -95,6 +96,9 @@ class Transport(Protocol):
 
         Raises TransportBroken when the peer takes no more. Reading may still give what the peer had sent.
         """
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
+        """As `try_send` of all `parts`, in their order, together."""
 
     def send_eof(self) -> None:
         """End our direction after everything that was accepted. Reading goes on."""

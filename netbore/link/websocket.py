@@ -19,7 +19,7 @@ begins where a request's head has been read and judged.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from wsproto.frame_protocol import CloseReason, XorMaskerSimple
 
@@ -27,12 +27,12 @@ from netbore.link.base import Owned
 from netbore.link.poller import Poller
 from netbore.link.transport import Owner, Transport, TransportBroken
 from netbore.proto.http.messages import Headers
+from netbore.proto.parts import cut, size
 from netbore.proto.stream import Data
 from netbore.proto.websocket import MAX_ANSWER, ClientHandshake, Opened, Refused, Unusable
 from netbore.proto.websocket_pipe import Masker, PeerEnd, WebSocketPipe
+from netbore.proto.wire import FLUSH_MOST
 
-#: Payload of one message at most.
-FLUSH = 65536
 #: Bytes of keys drawn at once.
 DRAW = 1024
 
@@ -84,7 +84,7 @@ class WebSocketTransport(Owned):
         self._inner = inner
         self._pipe = pipe
         self._handshake: ClientHandshake | None = None
-        self._held: Data = b""
+        self._held: list[Data] = []
         self._plain = b""
         self._ending = False
         self._send_error: TransportBroken | None = None
@@ -133,7 +133,7 @@ class WebSocketTransport(Owned):
         if self._handshake is not None:
             self.deadline = self._poller.now + self._poller.limits.handshake_seconds
             self._poller.sweep(self)
-            self._offer(self._handshake.request)
+            self._offer([self._handshake.request])
             self._rewatch()
 
     def on_failed(self, error: TransportBroken) -> None:
@@ -159,7 +159,7 @@ class WebSocketTransport(Owned):
 
     def _accept(self, response: bytes, leftover: bytes) -> None:
         if not self.closed:
-            self._offer(response)
+            self._offer([response] if response else [])
             self._begin(leftover)
 
     def _begin(self, leftover: bytes) -> None:
@@ -245,7 +245,7 @@ class WebSocketTransport(Owned):
         """The payload in bytes of the inner transport; what the pipe has to say to them is offered."""
         pieces = self._pipe.receive_data(data)
         if self._pipe.has_output and not self._held:
-            self._offer(self._pipe.data_to_send())
+            self._offer(self._pipe.parts_to_send())
         if self._pipe.peer_end is not None:
             self._rewatch()
             self._more()
@@ -265,39 +265,45 @@ class WebSocketTransport(Owned):
         return bool(self._held) or (not self.closed and self._inner.draining)
 
     def try_send(self, data: Data) -> int:
+        return self.try_send_parts((data,))
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
         if self.closed:
-            return len(data)
+            return size(parts)
         if self._send_error is not None:
             raise self._send_error
-        if not self.opened or self._held or not data:
+        count = size(parts)
+        if not self.opened or self._held or not count:
             return 0
         if self._pipe.close_sent:
             raise TransportBroken("reset", "our direction has ended")
-        if len(data) > FLUSH:
-            data = memoryview(data)[:FLUSH]
-        self._offer(self._pipe.encode(data))
+        if count > FLUSH_MOST:
+            parts = list(parts)
+            cut(parts, FLUSH_MOST)
+            count = FLUSH_MOST
+        self._offer(self._pipe.encode(parts))
         if self._send_error is not None:
             raise self._send_error
-        return len(data)
+        return count
 
-    def _offer(self, data: Data) -> None:
-        """Give `data`, and then what else is due, to the inner transport. Hold what it does not take, and what made it fail
+    def _offer(self, parts: list[Data]) -> None:
+        """Give `parts`, and then what else is due, to the inner transport. Hold what it does not take, and what made it fail
         in `_send_error`."""
         held = bool(self._held)
         try:
-            while data:
+            while parts:
                 # The inner transport may have a measure of its own, a little less than a frame: ask until it takes nothing.
-                count = self._inner.try_send(data)
+                count = self._inner.try_send_parts(parts)
                 if not count:
                     break
-                data = memoryview(data)[count:] if count < len(data) else self._pipe.data_to_send()
+                parts = cut(parts, count) or self._pipe.parts_to_send()
         except TransportBroken as error:
             self._send_error = error
-            data = b""
-        self._held = data
-        if self._ending and not data:
+            parts = []
+        self._held = parts
+        if self._ending and not parts:
             self._inner.send_eof()
-        if held != bool(data):
+        if held != bool(parts):
             self._rewatch()
 
     def send_eof(self) -> None:
@@ -307,7 +313,7 @@ class WebSocketTransport(Owned):
 
     def _say_goodbye(self) -> None:
         self._pipe.send_close()
-        self._offer(self._held or self._pipe.data_to_send())
+        self._offer(self._held or self._pipe.parts_to_send())
 
     def close(self, abort: bool = False) -> None:
         if self.closed:
@@ -317,7 +323,8 @@ class WebSocketTransport(Owned):
         self.closed = True
         self.want_read = self.want_write = False
         self._upgrade_over()
-        self._held = self._plain = b""
+        self._held = []
+        self._plain = b""
         self._poller.let_go(self)
         self._inner.close(abort)
 

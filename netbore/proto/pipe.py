@@ -4,7 +4,7 @@ Theory of operation. The Pipe knows nothing of what the sequence says. It pulls 
 sent, and delivers what it receives there in order; everything about transports, acknowledging and liveness stays in
 here.
 
-- **Sending.** `data_to_send` joins one flush: ACK, PONG and PING, then what a new transport has to be sent again,
+- **Sending.** `parts_to_send` makes one flush: ACK, PONG and PING, then what a new transport has to be sent again,
   then new bytes, pulled at that moment. New bytes are pulled only when nothing has to be sent again and the replay
   has room for whatever the source cannot split (PULL_LEAST). Less room than that counts as none, so whoever has
   something to send and `can_pull` does move.
@@ -29,6 +29,7 @@ from typing import Final
 
 from netbore.proto.errors import LocalProtocolError, RemoteProtocolError
 from netbore.proto.heartbeat import Heartbeat
+from netbore.proto.parts import pack, size
 from netbore.proto.pipe_state import TRANSITIONS, Closed, Failed, Input, PipeEvent, PipeState, TransportDead
 from netbore.proto.rate import Allowance
 from netbore.proto.records import (
@@ -275,30 +276,43 @@ class Pipe:
     # To the transport
 
     def data_to_send(self, limit: int, now: float) -> bytes:
-        """The next bytes for the transport, at most `limit`, or b"". They must reach it, or the transport is lost.
+        """The parts of `parts_to_send`, joined."""
+        return b"".join(self.parts_to_send(limit, now))
 
-        A limit of at least 8192 always makes progress when there is output or something to pull.
+    def parts_to_send(self, limit: int, now: float) -> list[Data]:
+        """The next bytes for the transport, at most `limit` of them, in few parts; none when there is nothing to send.
+
+        They must reach the transport, or it is lost. A limit of at least 8192 always makes progress when there is output or
+        something to pull.
         """
         if self.state is not PipeState.ATTACHED:
             return self._take_farewell(limit)
-        parts: list[Data | bytearray] = []
+        pieces: list[Data | bytearray] = []
         left = limit - NUMBER_RECORD  # for the ACK
-        left = self._put_unsequenced(parts, left, now)
-        left = self._put_again(parts, left)
-        new = self._put_new(parts, left, now)
-        if limit >= NUMBER_RECORD and (self._ack_forced or (parts and self.received > self._acknowledged)):
-            parts.insert(0, self._take_ack())
-        flush = b"".join(parts)
+        left = self._put_unsequenced(pieces, left, now)
+        left = self._put_again(pieces, left)
+        new = self._put_new(pieces, left, now)
+        if limit >= NUMBER_RECORD and (self._ack_forced or (pieces and self.received > self._acknowledged)):
+            pieces.insert(0, self._take_ack())
+        parts = pack(pieces)
         if new:
-            self._replay.append(memoryview(flush)[-new:])
+            self._remember(parts, new)
             self._note_room(now)
-        return flush
+        return parts
 
-    def _take_farewell(self, limit: int) -> bytes:
-        if len(self._farewell) > limit:
-            return b""
+    def _remember(self, parts: list[Data], new: int) -> None:
+        """The last `new` bytes of `parts` may have to be sent again."""
+        before = size(parts) - new
+        for part in parts:
+            if before < len(part):
+                self._replay.append(memoryview(part)[before:] if before else part)
+            before = max(0, before - len(part))
+
+    def _take_farewell(self, limit: int) -> list[Data]:
+        if not 0 < len(self._farewell) <= limit:
+            return []
         farewell, self._farewell = self._farewell, b""
-        return farewell
+        return [farewell]
 
     def _take_ack(self) -> bytes:
         self._acknowledged = self.received
@@ -306,38 +320,38 @@ class Pipe:
         self._ack_forced = False
         return encode_number(Record.ACK, self.received)
 
-    def _put_unsequenced(self, parts: list[Data | bytearray], left: int, now: float) -> int:
+    def _put_unsequenced(self, pieces: list[Data | bytearray], left: int, now: float) -> int:
         while self._pongs and left >= NUMBER_RECORD:
-            parts.append(encode_number(Record.PONG, self._pongs.popleft()))
+            pieces.append(encode_number(Record.PONG, self._pongs.popleft()))
             left -= NUMBER_RECORD
         if self._heartbeat.ping_owed and left >= NUMBER_RECORD:
-            parts.append(encode_number(Record.PING, self._heartbeat.ping(now)))
+            pieces.append(encode_number(Record.PING, self._heartbeat.ping(now)))
             left -= NUMBER_RECORD
         return left
 
-    def _put_again(self, parts: list[Data | bytearray], left: int) -> int:
+    def _put_again(self, pieces: list[Data | bytearray], left: int) -> int:
         replay = self._replay
         if replay.next == replay.end or left <= HEADER:
             return left
         before = replay.next
         again = replay.again(min(left - HEADER, MAX_SEQ))
         count = replay.next - before
-        parts.append(encode_seq_header(count))
-        parts += again
+        pieces.append(encode_seq_header(count))
+        pieces += again
         return left - HEADER - count
 
-    def _put_new(self, parts: list[Data | bytearray], left: int, now: float) -> int:
-        """Pull; return how many new bytes now stand at the end of `parts`."""
+    def _put_new(self, pieces: list[Data | bytearray], left: int, now: float) -> int:
+        """Pull; return how many new bytes now stand at the end of `pieces`."""
         if left < HEADER + PULL_LEAST or not self.can_pull:
             return 0
         limit = min(left - HEADER, self._replay.free, MAX_SEQ)
         pulled = self._pull(limit, now)
-        count = sum(map(len, pulled))
+        count = size(pulled)
         if count > limit:
             raise LocalProtocolError(Code.INTERNAL_ERROR, f"pulled {count} bytes where {limit} were asked for")
         if count:
-            parts.append(encode_seq_header(count))
-            parts += pulled
+            pieces.append(encode_seq_header(count))
+            pieces += pulled
         return count
 
     # Time

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from netbore.proto.frames import encode, encode_max_streams, encode_reset, encode_stop, encode_window
 from netbore.proto.mux_stream import QUEUE_LOW, MuxStream
+from netbore.proto.parts import cut, pack, size
 from netbore.proto.state import SENDING, Half, Input, step
-from netbore.proto.stream import COPY_BELOW, Data
+from netbore.proto.stream import Data
 from netbore.proto.wire import FRAME_HEADER, MAX_DATA, QUANTUM, Frame
 
 if TYPE_CHECKING:
@@ -115,16 +116,16 @@ class Scheduler:
         """The next frames, as parts of at most `limit` bytes together."""
         pieces = self._pieces = [*self._rest]
         self._rest = []
-        room = limit - sum(map(len, pieces))
+        room = limit - size(pieces)
         room = self._short_frames(room, now)
         control = self.control
         if control is not None and control.scheduled:
             room = self._control_data(control, room)
         if self._ready:
             room = self._streams(room, now)
-        parts = _pack(pieces)
+        parts = pack(pieces)
         if room < 0:
-            self._rest = _cut(parts, limit)
+            self._rest = cut(parts, limit)
         if not (self._ready or self._rest or self._urgent or self._windows or self._mux.max_streams_due):
             self._marked = control is not None and control.scheduled
         return parts
@@ -261,34 +262,3 @@ class Scheduler:
         if waits and not self._marked:
             wrong.append("output, but not marked")
         return wrong
-
-
-def _pack(pieces: list[Data | bytearray]) -> list[Data]:
-    """Join small neighbours, so that few parts leave; large ones stay views."""
-    parts: list[Data] = []
-    small: list[Data | bytearray] = []
-    for piece in pieces:
-        if len(piece) < COPY_BELOW:
-            small.append(piece)
-            continue
-        if small:
-            parts.append(b"".join(small))
-            small.clear()
-        parts.append(piece)  # type: ignore[arg-type]  # bytearrays are small
-    if small:
-        parts.append(b"".join(small))
-    return parts
-
-
-def _cut(parts: list[Data], limit: int) -> list[Data]:
-    """Shorten `parts` to `limit` bytes together, and return what was cut off."""
-    rest: list[Data] = []
-    over = sum(map(len, parts)) - limit
-    while over > 0:
-        part = memoryview(parts.pop())
-        keep = max(0, len(part) - over)
-        rest.insert(0, part[keep:])
-        over -= len(part) - keep
-        if keep:
-            parts.append(part[:keep])
-    return rest

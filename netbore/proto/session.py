@@ -95,8 +95,12 @@ class Session:
         self._delivered = []
         return self._settle([*happened, *mine], now) if happened or mine else []
 
+    def parts_to_send(self, limit: int, now: float) -> list[Data]:
+        """The next bytes for the transport, at most `limit`, in few parts: they must reach it, or the transport is lost."""
+        return self.pipe.parts_to_send(limit, now)
+
     def data_to_send(self, limit: int, now: float) -> bytes:
-        """The next bytes for the transport, at most `limit`: what is chosen here must reach it, or the transport is lost."""
+        """The parts of `parts_to_send`, joined."""
         return self.pipe.data_to_send(limit, now)
 
     @property

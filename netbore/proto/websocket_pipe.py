@@ -17,7 +17,7 @@ however they were cut into frames. A message is never gathered, so its length ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final, TypeAlias
 
@@ -25,6 +25,7 @@ import attrs
 from wsproto.frame_protocol import CloseReason, Frame, FrameProtocol, Opcode, ParseFailed
 
 from netbore.proto.errors import LocalProtocolError
+from netbore.proto.parts import pack, size
 from netbore.proto.stream import Data
 from netbore.proto.wire import U16, U64, Code
 
@@ -62,6 +63,12 @@ _WRITER: Final = FrameProtocol(client=False, extensions=[])
 def _header_size(second: int) -> int:
     extended = {126: 2, 127: 8}.get(second & _LENGTH, 0)
     return 2 + extended + (4 if second & _MASKED else 0)
+
+
+def _turned(key: bytes, count: int) -> bytes:
+    """The key for what comes `count` bytes later in the same frame."""
+    turn = count & 3
+    return key[turn:] + key[:turn]
 
 
 #: Size of a header by its second byte.
@@ -119,14 +126,14 @@ class WebSocketPipe:
 
     # Sending
 
-    def encode(self, data: Data) -> bytes:
-        """One binary message with `data` as its payload.
+    def encode(self, payload: Sequence[Data]) -> list[Data]:
+        """One binary message with the parts of `payload`, in few parts.
 
         Raises LocalProtocolError after `send_close`, and after a breach of the peer's.
         """
         if self.close_sent:
             raise LocalProtocolError(Code.INTERNAL_ERROR, "a message behind the close frame")
-        length = len(data)
+        length = size(payload)
         masked = _MASKED if self._client else 0
         if length < 126:
             header = _SHORT.pack(_FINAL_BINARY, masked | length)
@@ -135,9 +142,13 @@ class WebSocketPipe:
         else:
             header = _LONG.pack(_FINAL_BINARY, masked | 127, length)
         if not masked:
-            return b"".join((header, data))
+            return pack((header, *payload))
         key = self._new_key()
-        return b"".join((header, key, self._masker(data, key)))
+        pieces: list[Data] = [header + key]
+        for part in payload:
+            pieces.append(self._masker(part, key))
+            key = _turned(key, len(part))
+        return pack(pieces)
 
     def send_close(self, code: int = NORMAL) -> None:
         """End our direction: a close frame becomes due, with the peer's code when it answers the peer's. Idempotent."""
@@ -151,14 +162,14 @@ class WebSocketPipe:
 
     @property
     def has_output(self) -> bool:
-        """Whether `data_to_send` would give anything."""
+        """Whether `parts_to_send` would give anything."""
         return self._pong is not None or bool(self._owed)
 
-    def data_to_send(self) -> bytes:
-        """Control frames that are due. They may stand between any two messages."""
+    def parts_to_send(self) -> list[Data]:
+        """Control frames that are due, none or one part. They may stand between any two messages."""
         data = self._answers() + self._owed
         self._owed = b""
-        return data
+        return [data] if data else []
 
     def _answers(self) -> bytes:
         pong, self._pong = self._pong, None
@@ -195,8 +206,7 @@ class WebSocketPipe:
         if self._client:
             return piece
         key = self._key
-        turn = len(piece) & 3
-        self._key = key[turn:] + key[:turn]
+        self._key = _turned(key, len(piece))
         return self._masker(piece, key)
 
     def _read_header(self, view: memoryview, at: int) -> int:

@@ -128,7 +128,7 @@ RECORD_LENGTHS: Final = {
 
 #: Shortest and longest payload of each frame.
 FRAME_LENGTHS: Final = {
-    Frame.DATA: (1, 65536),
+    Frame.DATA: (1, 262144),
     Frame.OPEN: (12, 4108),
     Frame.FIN: (0, 0),
     Frame.STOP: (2, 2),
@@ -150,7 +150,7 @@ HANDSHAKE_RECORDS: Final = 4
 HANDSHAKE_LINKS_BROKEN: Final = 2
 HANDSHAKE_SECONDS: Final = 10
 MAX_SEQ: Final = 1048576
-MAX_DATA: Final = 65536
+MAX_DATA: Final = 262144
 MAX_FACTS: Final = 4096
 MAX_MESSAGE: Final = 16384
 MAX_UNANSWERED: Final = 32
@@ -164,8 +164,9 @@ MAX_WINDOW: Final = 67108864
 LINK_BUDGET: Final = 67108864
 FIRST_ROOM: Final = 262144
 MAX_ROOM: Final = 67108864
-STREAM_QUEUE: Final = 65536
+STREAM_QUEUE: Final = 262144
 FLUSH: Final = 65536
+FLUSH_MOST: Final = 262144
 QUANTUM: Final = 16384
 ACK_BYTES: Final = 131072
 ACK_SECONDS: Final = 0.025

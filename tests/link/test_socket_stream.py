@@ -7,7 +7,7 @@ import trio
 
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Poller
-from netbore.link.socket_stream import TransportStream
+from netbore.link.socket_stream import READ, READ_MOST, TransportStream
 from netbore.link.tcp import TcpTransport
 from netbore.link.transport import Transport, TransportBroken
 from netbore.proto.errors import LocalProtocolError
@@ -119,6 +119,28 @@ def test_what_is_not_accepted_stays_and_is_offered_again(kind: str) -> None:
     run(kind, scenario)
 
 
+def test_a_peer_that_fills_its_reads_gets_larger_ones_until_it_does_not() -> None:
+    async def scenario() -> None:
+        async with poller_for("memory") as poller:
+            near, far = memory_pair(poller, capacity=2 * READ_MOST)
+            stream, peer = TransportStream(poller, near), Recorder(far)
+            sizes: list[int] = []
+
+            class Sizes(Notes):
+                def on_data(self, data: Data) -> None:
+                    sizes.append(len(data))
+                    super().on_data(data)
+
+            notes = stream.sink = Sizes(stream)
+            for end in (7 * READ + 10, 14 * READ + 20):
+                sizes.clear()
+                peer.send(BULK[: 7 * READ + 10])
+                await until(lambda end=end: len(notes.received) == end)  # type: ignore[misc]
+                assert sizes == [READ, 2 * READ, READ_MOST, 10]
+
+    run("memory", scenario)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unread_window_stops_the_reading_and_consuming_starts_it(kind: str) -> None:
     async def scenario() -> None:
@@ -129,7 +151,7 @@ def test_an_unread_window_stops_the_reading_and_consuming_starts_it(kind: str) -
             for _ in range(50):
                 await trio.lowlevel.checkpoint()
             held = len(notes.received)
-            assert held < SOCKET_WINDOW + 65536
+            assert held < SOCKET_WINDOW + READ_MOST
             poller.audit()
             stream.consumed(held // 4)
             for _ in range(50):

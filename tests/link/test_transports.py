@@ -6,7 +6,9 @@ import pytest
 import trio
 
 from netbore.link.poller import Poller
-from netbore.link.transport import Transport
+from netbore.link.transport import Transport, TransportBroken
+from netbore.proto.parts import cut
+from netbore.proto.stream import Data
 from tests.link.support import KINDS, REAL, Recorder, poller_for, run, transport_pair, until
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -47,6 +49,25 @@ def test_bulk_arrives_whole_against_a_slow_reader(kind: str) -> None:
             await until(lambda: len(b.received) == 4 * len(BULK) or b.broken)
             assert b.received == BULK * 4
             assert not a.unsent
+            poller.audit()
+
+    run(kind, scenario)
+
+
+def test_parts_arrive_as_if_they_were_joined(kind: str) -> None:
+    async def scenario() -> None:
+        async with poller_for(kind) as poller:
+            a, b = await open_pair(kind, poller)
+            b.limit = 5000
+            sizes = (1, 14, 70_000, 3, 5000, 300_000, 200, 4096)
+            parts: list[Data] = [memoryview(BULK)[size : 2 * size] for size in sizes]
+            joined = b"".join(parts)
+            taken: list[int] = []
+            while parts:
+                taken.append(a.transport.try_send_parts(parts))
+                parts = cut(parts, taken[-1])
+                await until(lambda taken=taken: len(b.received) == sum(taken))  # type: ignore[misc]
+            assert b.received == joined
             poller.audit()
 
     run(kind, scenario)
@@ -166,6 +187,7 @@ def test_a_closed_transport_swallows_and_is_silent(kind: str) -> None:
             calls = a.readables
             assert a.transport.try_recv(10) is None
             assert a.transport.try_send(b"12345") == 5
+            assert a.transport.try_send_parts([b"123", b"45"]) == 5
             a.transport.send_eof()
             a.transport.watch(True, True)
             await until(lambda: b.eof or b.broken)
@@ -188,6 +210,8 @@ def test_sending_to_an_end_that_closed_breaks(kind: str) -> None:
             await until(broken)
             assert a.broken is not None
             assert a.broken.kind == "reset"
+            with pytest.raises(TransportBroken):
+                a.transport.try_send_parts([b"x", b"y"])
 
     run(kind, scenario)
 
@@ -218,6 +242,7 @@ def test_nothing_moves_before_open(kind: str) -> None:
                 return
             assert near.try_recv(10) is None
             assert near.try_send(b"early") == 0
+            assert near.try_send_parts([b"ear", b"ly"]) == 0
             a, b = Recorder(near), Recorder(far)
             a.send(b"early")
             assert a.unsent == b"early"

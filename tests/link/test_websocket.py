@@ -19,9 +19,10 @@ from netbore.link.poller import Poller, open_poller
 from netbore.link.tcp import TcpTransport, listen
 from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport, TransportBroken
-from netbore.link.websocket import DRAW, FLUSH, UpgradeRefused, WebSocketTransport, keys, masker, slow_masker
+from netbore.link.websocket import DRAW, UpgradeRefused, WebSocketTransport, keys, masker, slow_masker
 from netbore.proto.http.messages import RequestHead
 from netbore.proto.websocket import Refusal, accept_upgrade
+from netbore.proto.wire import FLUSH_MOST
 from tests.link.support import NAME, Recorder, contexts, poller_for, run, until, upgraded
 
 PATH = "/.netbore/link"
@@ -302,8 +303,8 @@ def test_a_message_is_one_flush_at_most_and_never_torn_by_an_answer() -> None:
         async with poller_for("memory") as poller:
             client, server = await raw_pair(poller, capacity=1000)
             client.read(False)
-            data = bytes(range(256)) * 800
-            assert server.transport.try_send(data) == FLUSH
+            data = bytes(range(256)) * 1100
+            assert server.transport.try_send(data) == FLUSH_MOST
             assert server.transport.try_send(data) == 0
             assert server.transport.draining
             client.send(bytes(client.frames.ping(b"now?")))
@@ -319,7 +320,7 @@ def test_a_message_is_one_flush_at_most_and_never_torn_by_an_answer() -> None:
             await until(lambda: server.writables)
             heard = client.heard()
             payload = b"".join(part for opcode, part in heard if opcode is Opcode.BINARY and isinstance(part, bytes))
-            assert payload == data[:FLUSH]
+            assert payload == data[:FLUSH_MOST]
             assert heard[-1] == (Opcode.CLOSE, (1000, ""))
             poller.audit()
 

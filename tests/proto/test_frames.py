@@ -164,7 +164,7 @@ def test_what_a_sink_raises_is_told_and_reading_goes_on() -> None:
     "header",
     [
         "01000000 00000001",  # DATA of nothing
-        "01010001 00000001",  # DATA too long
+        "01040001 00000001",  # DATA too long
         "03000001 00000001",  # FIN with a payload
         "0200000b 00000001",
         "0200100d 00000001",

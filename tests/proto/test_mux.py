@@ -23,8 +23,8 @@ from netbore.proto.events import (
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import STARVED_SECONDS, Mux, Refusal, Role
 from netbore.proto.mux_stream import QUEUE_LOW
+from netbore.proto.parts import cut as cut_parts
 from netbore.proto.rate import Allowance
-from netbore.proto.scheduler import _cut
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
 from netbore.proto.wire import (
@@ -565,7 +565,7 @@ def test_any_limit_makes_progress_and_is_kept() -> None:
 def test_parts_are_cut_wherever_the_limit_falls() -> None:
     for limit in range(7):
         parts: list[Data] = [b"abc", b"def"]
-        rest = _cut(parts, limit)
+        rest = cut_parts(parts, limit)
         assert (b"".join(parts), b"".join(rest)) == (b"abcdef"[:limit], b"abcdef"[limit:])
         assert all(map(len, [*parts, *rest]))
 
@@ -978,6 +978,7 @@ def test_a_failing_sink_harms_its_stream_only(where: str, pieces: bool, late: bo
     if late:
         stream.sink = None
     stream.send_nowait(bytes(STREAM_QUEUE))
+    side.receive(frames.encode_window(1, STREAM_QUEUE))
     side.flush(10**6)
     frame = {
         "on_data": frames.encode(Frame.DATA, 1, b"x" * 20),

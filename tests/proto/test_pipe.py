@@ -253,13 +253,24 @@ def test_a_sequence_record_has_a_most() -> None:
 def test_a_large_flush_is_kept_by_reference() -> None:
     half = attached()
     half.write(pattern(60000))
-    flush = half.data_to_send(FLUSH, 0.0)
+    header, body = half.pipe.parts_to_send(FLUSH, 0.0)
+    assert header == encode_seq_header(60000)
     half.detach(0.0)
     half.attach(0, 0.0)
     [part] = half.pipe._replay.again(FLUSH)
-    assert isinstance(part, memoryview)
-    assert part.obj is flush
+    assert part is body
     assert part == pattern(60000)
+
+
+def test_small_parts_of_a_flush_leave_as_one_and_are_kept_without_its_records() -> None:
+    half = attached()
+    half.write(b"new")
+    half.receive_data(seq(b"theirs"), 0.0)
+    [flush] = half.pipe.parts_to_send(FLUSH, 0.0)
+    assert flush == ack(6) + seq(b"new")
+    half.detach(0.0)
+    half.attach(0, 0.0)
+    assert half.pipe._replay.again(FLUSH) == [b"new"]
 
 
 def test_full_room_is_not_output_until_an_ack() -> None:

@@ -50,11 +50,21 @@ def pipe_of(client: bool) -> WebSocketPipe:
     return WebSocketPipe(client, xor, numbered())
 
 
+def encode(pipe: WebSocketPipe, *payload: Data) -> bytes:
+    """One message, as the bytes that go out."""
+    return b"".join(pipe.encode(payload))
+
+
+def control(pipe: WebSocketPipe) -> bytes:
+    """The control frames that are due."""
+    return b"".join(pipe.parts_to_send())
+
+
 def feed(client: bool, pieces: list[bytes]) -> tuple[bytes, PeerEnd | None, bytes]:
     """What a pipe makes of these reads: payload, the peer's end, and what it says itself."""
     pipe = pipe_of(client)
     payload = b"".join(b"".join(pipe.receive_data(piece)) for piece in pieces)
-    return payload, pipe.peer_end, pipe.data_to_send()
+    return payload, pipe.peer_end, control(pipe)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -211,12 +221,12 @@ def test_a_breach_ends_both_directions_with_its_code(data: bytes, code: int, wor
     assert end is not None
     assert (end.code, end.failed) == (code, True)
     assert words in end.reason
-    (answer,) = frames_of(True, pipe.data_to_send())
+    (answer,) = frames_of(True, control(pipe))
     assert (answer.opcode, answer.payload) == (Opcode.CLOSE, (code, ""))
     assert pipe.receive_data(b"\x82\x02no") == []
     assert not pipe.has_output
     with pytest.raises(LocalProtocolError):
-        pipe.encode(b"more")
+        encode(pipe, b"more")
 
 
 @pytest.mark.parametrize("frame", [b"\x82\x00", b"\x89\x00", b"\x82\x7e\x01\x00"])
@@ -230,10 +240,10 @@ def test_a_client_s_frame_without_a_mask_is_a_breach(frame: bytes) -> None:
 def test_a_breach_behind_our_own_close_frame_adds_nothing() -> None:
     pipe = pipe_of(False)
     pipe.send_close()
-    first = pipe.data_to_send()
+    first = control(pipe)
     pipe.receive_data(b"\x82\x00")
     assert pipe.peer_end is not None
-    assert (first, pipe.data_to_send()) == (b"\x88\x02\x03\xe8", b"")
+    assert (first, control(pipe)) == (b"\x88\x02\x03\xe8", b"")
 
 
 def test_a_server_s_payload_is_not_copied() -> None:
@@ -252,7 +262,7 @@ def test_a_server_s_payload_is_not_copied() -> None:
 @example(sent=[bytes(size) for size in (0, 1, 125, 126, 127, 65535, 65536, 65537)])
 def test_the_oracle_reads_what_is_encoded(client: bool, sent: list[bytes]) -> None:
     pipe = pipe_of(client)
-    out = b"".join(pipe.encode(memoryview(data)) for data in sent)
+    out = b"".join(encode(pipe, memoryview(data)) for data in sent)
     frames = frames_of(client, out)
     assert [frame.payload for frame in frames] == sent
     assert all(frame.opcode is Opcode.BINARY and frame.message_finished for frame in frames)
@@ -260,11 +270,26 @@ def test_the_oracle_reads_what_is_encoded(client: bool, sent: list[bytes]) -> No
 
 
 @roles
+@given(parts=st.lists(payloads, min_size=1, max_size=5))
+@settings(max_examples=60)
+@example(parts=[bytes(size) for size in (1, 4097, 5000, 2, 3)])
+def test_a_message_of_several_parts_is_that_of_their_join(client: bool, parts: list[bytes]) -> None:
+    assert encode(pipe_of(client), *parts) == encode(pipe_of(client), b"".join(parts))
+
+
+def test_a_large_part_of_a_server_is_not_copied() -> None:
+    large = bytes(5000)
+    header, part = pipe_of(False).encode([b"small", large])
+    assert header == b"\x82\x7e\x13\x8dsmall"
+    assert part is large
+
+
+@roles
 @given(sent=st.lists(payloads, max_size=4), where=places)
 @settings(max_examples=30)
 def test_two_pipes_make_a_byte_stream(client: bool, sent: list[bytes], where: list[int]) -> None:
     pipe = pipe_of(client)
-    out = b"".join(pipe.encode(data) for data in sent)
+    out = b"".join(encode(pipe, data) for data in sent)
     assert feed(not client, cut(out, where)) == (b"".join(sent), None, b"")
 
 
@@ -275,18 +300,18 @@ def test_keys_come_from_the_caller_only(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "urandom", forbidden)
     keys = iter([b"abcd", b"efgh", b"ijkl"])
     pipe = WebSocketPipe(True, xor, keys.__next__)
-    assert pipe.encode(b"\0\0\0\0\0") == b"\x82\x85abcdabcda"
+    assert encode(pipe, b"\0\0\0\0\0") == b"\x82\x85abcdabcda"
     pipe.receive_data(b"\x89\x01\0")
-    assert pipe.data_to_send() == b"\x8a\x81efghe"
+    assert control(pipe) == b"\x8a\x81efghe"
     pipe.send_close()
-    assert pipe.data_to_send() == b"\x88\x82ijkl" + xor(b"\x03\xe8", b"ijkl")
+    assert control(pipe) == b"\x88\x82ijkl" + xor(b"\x03\xe8", b"ijkl")
 
 
 def test_a_server_asks_for_no_key() -> None:
     pipe = WebSocketPipe(False, xor, iter(()).__next__)
-    assert pipe.encode(b"abc") == b"\x82\x03abc"
+    assert encode(pipe, b"abc") == b"\x82\x03abc"
     pipe.send_close(1001)
-    assert pipe.data_to_send() == b"\x88\x02\x03\xe9"
+    assert control(pipe) == b"\x88\x02\x03\xe9"
 
 
 @roles
@@ -295,7 +320,7 @@ def test_only_the_newest_of_several_pings_is_answered(client: bool) -> None:
     pipe = pipe_of(client)
     pipe.receive_data(bytes(writer.ping(b"one") + writer.ping(b"two") + writer.pong(b"unasked")))
     assert pipe.has_output
-    (answer,) = frames_of(client, pipe.data_to_send())
+    (answer,) = frames_of(client, control(pipe))
     assert (answer.opcode, answer.payload) == (Opcode.PONG, b"two")
     assert not pipe.has_output
 
@@ -306,14 +331,14 @@ def test_the_answer_to_a_close_frame_repeats_its_code_and_comes_behind_our_last_
     writer = FrameProtocol(client=not client, extensions=[])
     pipe = pipe_of(client)
     pipe.receive_data(bytes(writer.ping(b"?") + writer.close(code)))
-    out = pipe.encode(b"last words")
+    out = encode(pipe, b"last words")
     pipe.send_close()
     pipe.send_close()
-    out += pipe.data_to_send()
+    out += control(pipe)
     frames = frames_of(client, out)
     assert [frame.opcode for frame in frames] == [Opcode.BINARY, Opcode.PONG, Opcode.CLOSE]
     assert frames[-1].payload == (code or 1005, "")
-    assert pipe.data_to_send() == b""
+    assert control(pipe) == b""
 
 
 @roles
@@ -321,11 +346,11 @@ def test_behind_our_close_frame_data_is_read_and_pings_go_unanswered(client: boo
     writer = FrameProtocol(client=not client, extensions=[])
     pipe = pipe_of(client)
     pipe.send_close()
-    pipe.data_to_send()
+    control(pipe)
     assert b"".join(pipe.receive_data(bytes(writer.ping() + writer.send_data(b"still here")))) == b"still here"
     assert not pipe.has_output
     with pytest.raises(LocalProtocolError):
-        pipe.encode(b"more")
+        encode(pipe, b"more")
 
 
 # --- the upgrade: the client's side ---

@@ -16,7 +16,7 @@ from collections import deque
 from netbore.proto.stream import COPY_BELOW, Data, Stream, kept
 
 #: Parts that together are no longer than this are joined: one full read with its framing.
-JOIN_MOST = 65536 + 4096
+JOIN_MOST = 262144 + 4096
 
 
 class Outbox:

@@ -1,0 +1,47 @@
+"""Bytes in several parts: large ones are passed on as they are and never joined, small neighbours become one.
+
+What leaves a Link goes through here twice, and a body through none of it by copy: the Pipe packs a flush, the WebSocket carrier
+its frames. Parts are immutable from then on, whoever holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netbore.proto.stream import COPY_BELOW, Data
+
+
+def pack(pieces: Iterable[Data | bytearray]) -> list[Data]:
+    """Join small neighbours, so that few parts leave; large ones stay as they are."""
+    parts: list[Data] = []
+    small: list[Data | bytearray] = []
+    for piece in pieces:
+        if len(piece) < COPY_BELOW:
+            small.append(piece)
+            continue
+        if small:
+            parts.append(b"".join(small))
+            small.clear()
+        parts.append(piece)  # type: ignore[arg-type]  # bytearrays are small
+    if small:
+        parts.append(b"".join(small))
+    return parts
+
+
+def size(parts: Iterable[Data | bytearray]) -> int:
+    """How many bytes they are together."""
+    return sum(map(len, parts))
+
+
+def cut(parts: list[Data], limit: int) -> list[Data]:
+    """Shorten `parts` to `limit` bytes together, and return what was cut off."""
+    rest: list[Data] = []
+    over = size(parts) - limit
+    while over > 0:
+        part = memoryview(parts.pop())
+        keep = max(0, len(part) - over)
+        rest.insert(0, part[keep:])
+        over -= len(part) - keep
+        if keep:
+            parts.append(part[:keep])
+    return rest

@@ -1,0 +1,83 @@
+"""How much a Link hands to its transport at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from netbore.link.link import WRITE, WRITE_MOST, Link
+from netbore.link.memory import memory_pair
+from netbore.link.poller import open_poller
+from netbore.proto.handshake import Limits
+from netbore.proto.mux import Role
+from netbore.proto.wire import Kind
+from tests.link.quiet import Quiet
+
+BULK = bytes(range(256)) * 8192
+
+
+@asynccontextmanager
+async def link_and_flushes(capacity: int) -> AsyncIterator[tuple[Link, list[int]]]:
+    """A Link whose peer reads all, over a transport of `capacity` bytes; and the sizes of its flushes."""
+    async with open_poller() as poller, trio.open_nursery() as nursery:
+        near, far = (Link(poller, role, Limits(), Limits(), Quiet(), name=role.name) for role in (Role.ACCEPTOR, Role.DIALLER))
+        for link, transport in zip((near, far), memory_pair(poller, capacity=capacity), strict=True):
+            link.attach(transport, 0)
+        flushes: list[int] = []
+        chosen = near.session.parts_to_send
+
+        def noted(limit: int, now: float) -> list[bytes | memoryview]:
+            parts = chosen(limit, now)
+            flushes.append(sum(map(len, parts)))
+            return parts
+
+        near.session.parts_to_send = noted  # type: ignore[method-assign]
+
+        async def read() -> None:
+            stream = await far.accept()
+            async for _ in stream:
+                pass
+
+        nursery.start_soon(read)
+        yield near, flushes
+        nursery.cancel_scope.cancel()
+        near.close()
+        far.close()
+
+
+async def say_all(link: Link) -> None:
+    stream = await link.open_stream(Kind.HTTP, 1)
+    await stream.send_all(BULK)
+    await stream.send_eof()
+    await link.drained()
+
+
+async def test_a_transport_that_takes_full_flushes_gets_larger_ones(autojump_clock: MockClock) -> None:
+    async with link_and_flushes(4 * WRITE_MOST) as (link, flushes):
+        with trio.move_on_after(10):
+            await say_all(link)
+    full = [size for size in flushes if size > WRITE // 2]
+    assert full[0] <= WRITE
+    assert 2 * WRITE < max(full) <= WRITE_MOST
+
+
+@pytest.mark.parametrize("capacity", [WRITE // 2, 5000])
+async def test_a_slow_one_never_does(autojump_clock: MockClock, capacity: int) -> None:
+    async with link_and_flushes(capacity) as (link, flushes):
+        with trio.move_on_after(10):
+            await say_all(link)
+    assert sum(flushes) > len(BULK)
+    assert max(flushes) <= WRITE
+
+
+async def test_a_new_transport_begins_anew(autojump_clock: MockClock) -> None:
+    async with link_and_flushes(4 * WRITE_MOST) as (link, flushes):
+        with trio.move_on_after(10):
+            await say_all(link)
+        assert max(flushes) > WRITE
+        link.detach("planted")
+        assert link._limit == WRITE
