@@ -135,7 +135,7 @@ class Front:
         viewer = ViewerConnection(
             TransportStream(self._poller, transport),
             partial(self._on_request, visit),
-            self._clock,
+            self._poller.clock,
             on_closed=self._on_closed,
             secure=secure,
             limits=self._limits.exchange,
@@ -190,7 +190,7 @@ class Front:
 
     def _announce(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:
         """Tell the hub of a request, now and as it goes on."""
-        number, started = next(self._numbers), self._clock()
+        number, started, clock = next(self._numbers), self._poller.now, self._poller.clock
         request, hub = exchange.request, self._hub
         hub.emit(
             RequestHeadRead(
@@ -204,7 +204,7 @@ class Front:
         )
 
         def on_first_byte(exchange: Exchange) -> None:
-            hub.emit(FirstByte(number, self._clock() - started))
+            hub.emit(FirstByte(number, clock() - started))
 
         def on_done(exchange: Exchange) -> None:
             if exchange.refusal is not None:
@@ -213,7 +213,7 @@ class Front:
                 RequestEnded(
                     number,
                     exchange.status or None,
-                    self._clock() - started,
+                    clock() - started,
                     exchange.received,
                     exchange.sent,
                     exchange.response_ended,
@@ -251,6 +251,3 @@ class Front:
             visit = viewer.context
             assert isinstance(visit, Visit)
             self._hub.emit(ViewerClosed(visit.number, visit.requests))
-
-    def _clock(self) -> float:
-        return self._poller.now

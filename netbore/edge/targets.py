@@ -150,6 +150,7 @@ class HostTarget:
         """`apex` is the Edge's domain, for the rules of cookies. Without `pooled`, each request gets a Stream of its own.
         `room` is shared by all targets of an Edge."""
         self.poller = poller
+        self.clock = poller.clock
         self.limits = limits = limits or HostLimits()
         self._pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
@@ -159,9 +160,6 @@ class HostTarget:
         self._next = 0
         room = room or HeldRoom(limits.held_in_all)
         self.held = HeldRequests(poller, room, seconds=limits.held_seconds, limit=limits.held)
-
-    def clock(self) -> float:
-        return self.poller.now
 
     @property
     def ways(self) -> Iterable[Way]:
@@ -230,12 +228,9 @@ class HostTarget:
                 except Refused as refused:
                     problem = refused.problem
                 else:
-                    exchange.forward(host, head, self._rewrite, partial(self._again, head))
+                    exchange.forward(host, head, self._rewrite, self.carry)
                     return None
         return problem
-
-    def _again(self, head: RequestHead, exchange: Exchange) -> None:
-        self.carry(exchange, head)
 
     # Held requests
 

@@ -28,7 +28,7 @@ from netbore.proto import events, pipe
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Refusal, Role
 from netbore.proto.mux_stream import MuxStream
-from netbore.proto.parts import cut, size
+from netbore.proto.parts import cut
 from netbore.proto.records import RecordDecoder
 from netbore.proto.session import Ended, Session
 from netbore.proto.stream import Data
@@ -246,23 +246,24 @@ class Link(trio.abc.Listener[StreamAdapter]):
         parts = self._unsent or self.session.parts_to_send(self._limit, self._poller.now)
         if parts:
             try:
-                self._unsent = cut(parts, transport.try_send_parts(parts))
+                sent = transport.try_send_parts(parts)
             except TransportBroken as error:
                 self._break(error.reason)
                 return
-            self._adapt(transport, parts)
+            self._unsent = cut(parts, sent)
+            self._adapt(transport, sent)
         transport.watch(True, bool(self._unsent) or self.session.has_output)
         self._step()
         self._arm()
 
     # Inside
 
-    def _adapt(self, transport: Transport, sent: list[Data]) -> None:
+    def _adapt(self, transport: Transport, sent: int) -> None:
         """What waits in a slow transport delays all that comes later: only one that takes full flushes gets larger ones."""
-        if self._unsent or transport.draining:
+        if self._unsent:
             self._limit = WRITE
-        elif size(sent) * 2 > self._limit:
-            self._limit = min(2 * self._limit, WRITE_MOST)
+        elif 2 * sent > self._limit:
+            self._limit = WRITE if transport.draining else min(2 * self._limit, WRITE_MOST)
 
     def _mark(self) -> None:
         self._poller.mark(self, last=True)

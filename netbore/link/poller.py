@@ -46,18 +46,19 @@ class Poller:
         self._driver = driver
         self._real = real
         self._token = trio.lowlevel.current_trio_token()
-        self._turn = Turn(limits, trio.current_time, self._wake)
+        self._turn = Turn(limits, trio.lowlevel.current_clock().current_time, self._wake)
         self._resources: dict[Resource, None] = {}
         self._parked: dict[Parked[Any], None] = {}
         self._endings: dict[Callable[[], object], None] = {}
-        self._alarm = trio.Event()
-        self._asleep_until = 0.0
+        self._sleep = trio.CancelScope()
         self._waiting = False
         self._sweeping: Timer | None = None
         self.limits = limits
         self.counters: Counters = self._turn.counters
         #: Pending server handshakes, oldest first; see `tls`.
         self.handshakes: dict[Resource, None] = {}
+        #: `now`, as a function.
+        self.clock = self._turn.now
         self.post = self._turn.post
         self.mark = self._turn.mark
         self.make_ready = self._turn.make_ready
@@ -67,16 +68,15 @@ class Poller:
 
     @property
     def now(self) -> float:
-        """The turn's reading of the clock; outside a turn, the clock itself. Seconds."""
-        turn = self._turn
-        return turn.moment if turn.running else turn.clock()
+        """This turn's reading of the clock; outside a turn, the clock itself. Seconds."""
+        return self._turn.now()
 
     def call_at(self, deadline: float, callback: Callable[[], None]) -> Timer:
         """Have `callback()` called from a turn when the clock has passed `deadline`, exactly, after what is readable was read."""
         self._check()
         timer = self._turn.timers.add(deadline, callback)
-        if deadline < self._asleep_until:
-            self._alarm.set()
+        if deadline < self._sleep.deadline:  # noqa: PLR1730 - setting it costs much more than asking
+            self._sleep.deadline = deadline
         return timer
 
     def sweep(self, swept: Swept) -> None:
@@ -185,29 +185,28 @@ class Poller:
                 except trio.ClosedResourceError:
                     return
                 self._waiting = False
-            enough = self._turn.clock() + self.limits.awake_seconds
-            for _ in range(self.limits.polls):
-                if not self._step() or self._turn.clock() >= enough:
-                    break
+            self._run_turns()
+
+    def _run_turns(self, always: bool = False) -> None:
+        """A few turns, as long as there is something to do."""
+        enough = self._turn.clock() + self.limits.awake_seconds
+        for _ in range(self.limits.polls):
+            if not self._step(always) or self._turn.clock() >= enough:
+                break
+            always = False
 
     async def run_timers(self) -> None:
         """Sleep to the earliest deadline and have a turn then, until cancelled."""
         while True:
-            await self._sleep()
+            deadline = self._turn.timers.next_deadline()
+            # Who sets an earlier deadline shortens this sleep, with no step of this task.
+            self._sleep = trio.CancelScope(deadline=float("inf") if deadline is None else deadline)
+            with self._sleep:
+                await trio.sleep_forever()
             await self._driver.settle()
-            self._step(always=True)
+            self._run_turns(always=True)
             if self._turn.pending:
                 self._turn.ring()
-
-    async def _sleep(self) -> None:
-        while True:
-            deadline = self._turn.timers.next_deadline()
-            self._asleep_until = float("inf") if deadline is None else deadline
-            self._alarm = trio.Event()
-            with trio.CancelScope(deadline=self._asleep_until) as scope:
-                await self._alarm.wait()
-            if scope.cancelled_caught:
-                return
 
     # Parked tasks.
 

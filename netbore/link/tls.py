@@ -73,6 +73,7 @@ class TlsTransport(Owned):
         "_incoming",
         "_inner",
         "_last",
+        "_left",
         "_lenient",
         "_outgoing",
         "_plain",
@@ -103,6 +104,7 @@ class TlsTransport(Owned):
         self._feed = feed
         self._held: bytes | memoryview = b""
         self._plain = bytearray()
+        self._left = False  # plaintext that no event will tell of
         self._eof = False
         self._eof_sent = False
         self._last: ssl.SSLError | None = None
@@ -210,13 +212,14 @@ class TlsTransport(Owned):
 
     def _shaken(self) -> None:
         self._handshake_over()
+        self._left = True  # the peer's first data may have come with the end of the handshake
         name = self._tls.server_hostname if not self._server else getattr(self._tls, "asked", None)
         alpn = self._tls.selected_alpn_protocol()
         self.facts = attrs.evolve(self._inner.facts, server_name=name, alpn=alpn, tls_version=self._tls.version())
         self._open()
         if not self.closed:
             self._rewatch()
-            self._more()  # the peer's first data may have come with the end of the handshake
+            self._more()
 
     # Readiness.
 
@@ -228,15 +231,12 @@ class TlsTransport(Owned):
             self._more()
 
     def on_writable(self) -> None:
-        if self._holding():
+        if self._held:
             self._push()
-        if self.opened and self.want_write and (not self._holding() or self._send_error is not None):
+        if self.opened and self.want_write and (not self._held or self._send_error is not None):
             self._owner.on_writable()
         if not self.closed:
             self._rewatch()
-
-    def _holding(self) -> bool:
-        return len(self._held) > 0
 
     def on_ready(self, mask: int) -> None:
         """From the ready list: plaintext may be left over."""
@@ -245,7 +245,7 @@ class TlsTransport(Owned):
             self._more()
 
     def _left_over(self) -> bool:
-        return bool(self._plain or self._eof or self._last is not None or self._incoming.pending or self._tls.pending())
+        return bool(self._left or self._plain or self._eof or self._last is not None)
 
     def _more(self) -> None:
         if self.want_read and self._left_over():
@@ -261,9 +261,9 @@ class TlsTransport(Owned):
 
     def _rewatch(self) -> None:
         if self.opened:
-            self._inner.watch(self.want_read and not self._eof, self.want_write or self._holding())
+            self._inner.watch(self.want_read and not self._eof, self.want_write or bool(self._held))
         else:
-            self._inner.watch(True, self._holding())
+            self._inner.watch(True, bool(self._held))
 
     # Receiving.
 
@@ -287,7 +287,7 @@ class TlsTransport(Owned):
             return kept
         if self._eof:
             return b""
-        data = self._read(limit)
+        data = self._read(limit) if self._left_over() else None
         if data is None and self._take_in():
             data = self._read(limit)
         if data == b"":
@@ -313,6 +313,7 @@ class TlsTransport(Owned):
             pass  # asked for only where a record is not whole: what is pending is looked at first
         except ssl.SSLError as error:
             self._last = error
+        self._left = limit <= 0 and (incoming.pending > 0 or tls.pending() > 0)
         if parts:
             return parts[0] if len(parts) == 1 else b"".join(parts)
         return None if self._last is None else self._read_end(self._last)
@@ -331,7 +332,7 @@ class TlsTransport(Owned):
 
     @property
     def draining(self) -> bool:
-        return self._holding() or (not self.closed and self._inner.draining)
+        return bool(self._held) or (not self.closed and self._inner.draining)
 
     def try_send(self, data: Data) -> int:
         return self.try_send_parts((data,))
@@ -342,7 +343,7 @@ class TlsTransport(Owned):
         if self._send_error is not None:
             raise self._send_error
         sent = 0
-        if self.opened and not self._holding():
+        if self.opened and not self._held:
             try:
                 for part in parts:
                     count = self._encrypt(part)
@@ -365,14 +366,14 @@ class TlsTransport(Owned):
             done += self._tls.write(memoryview(part)[done : done + FLUSH])
             if self._outgoing.pending >= FLUSH:
                 self._push()
-                if self._holding() or self._send_error is not None:
+                if self._held or self._send_error is not None:
                     break
         return done
 
     def _push(self) -> None:
         """Offer ciphertext to the inner transport; hold what it does not take, and what made it fail in `_send_error`."""
-        held = self._holding()
-        data: bytes | memoryview = self._held if held else self._outgoing.read()
+        held = bool(self._held)
+        data: bytes | memoryview = self._held or self._outgoing.read()
         try:
             while len(data) > 0:
                 count = self._inner.try_send(data)
@@ -384,12 +385,12 @@ class TlsTransport(Owned):
             self._send_error = error
             data = b""
         self._held = data
-        if held != self._holding():
+        if held != bool(self._held):
             self._rewatch()
 
     def _push_quietly(self) -> None:
         """For what TLS itself has to say; when something is held it goes behind that."""
-        if not self._holding():
+        if not self._held:
             self._push()
 
     def send_eof(self) -> None:
@@ -426,7 +427,7 @@ class TlsTransport(Owned):
         self._inner.close(abort)
 
     def unsent(self) -> bool | None:
-        return self._holding() or (self._inner.unsent() if isinstance(self._inner, Owned) else None)
+        return bool(self._held) or (self._inner.unsent() if isinstance(self._inner, Owned) else None)
 
     def audit(self) -> str | None:
         if self.closed or not self.opened:

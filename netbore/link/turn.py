@@ -135,6 +135,10 @@ class Turn:
         self._first: dict[Flushable, None] = {}
         self._last: dict[Flushable, None] = {}
 
+    def now(self) -> float:
+        """This turn's reading of the clock; outside a turn, the clock itself. Seconds."""
+        return self.moment if self.running else self.clock()
+
     # What others ask of the turn.
 
     def post(self, call: Callable[..., object], *args: Any) -> None:

@@ -180,8 +180,8 @@ class Mux:
             return events
         return []
 
-    def data_to_send(self, limit: int, now: float) -> list[Data]:
-        """The next bytes of our sequence, at most `limit` of them, in few parts.
+    def data_to_send(self, limit: int, now: float) -> list[Data | bytearray]:
+        """The next bytes of our sequence, at most `limit` of them, in pieces; a bytearray changes no more.
 
         Not empty while `has_output` and `limit` is above 0, unless what was to leave was reset meanwhile.
         """

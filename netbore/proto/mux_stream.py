@@ -41,6 +41,9 @@ QUEUE_LOW: Final = STREAM_QUEUE // 2
 _MERGE_BELOW: Final = 1024
 _MERGE_FROM: Final = 16
 
+# As globals: to read a member of an enumeration costs ten times as much.
+_OPEN, _STOPPING, _ENDED = Half
+
 
 def append(queue: deque[Data | bytearray], data: Data) -> None:
     """Queue `data`, so that many small pieces stay cheap to hold."""
@@ -129,7 +132,7 @@ class MuxStream:
         self._ours = ours
         self.released = False
 
-        self.receiving_half = Half.OPEN
+        self.receiving_half = _OPEN
         self.growth = growth
         self.credit_out = self.begun = growth.size  # what the peer may still send, and could at first
         self.unconsumed = 0  # what arrived and was not consumed, waiting or not
@@ -148,7 +151,7 @@ class MuxStream:
         self.finished = False  # on_eof or on_reset was told
         self.mute = False
 
-        self.sending_half = Half.OPEN
+        self.sending_half = _OPEN
         self.queue: deque[Data | bytearray] = deque()
         self.queued = 0
         self.credit = credit
@@ -192,7 +195,7 @@ class MuxStream:
 
     @property
     def granted(self) -> int:
-        return self.credit_out + self.owed + self.added if self.receiving_half is not Half.ENDED else 0
+        return self.credit_out + self.owed + self.added if self.receiving_half is not _ENDED else 0
 
     @property
     def suspended(self) -> bool:
@@ -229,7 +232,7 @@ class MuxStream:
         if self.deaf or self.finished:
             return
         self._deafen()
-        if self.receiving_half is Half.ENDED:
+        if self.receiving_half is _ENDED:
             self.settle()
             return
         self.receiving_half = step(RECEIVING, self.receiving_half, Input.SEND_STOP)
@@ -268,13 +271,17 @@ class MuxStream:
         if not 0 <= count <= self.unconsumed - self._waiting_bytes:
             raise LocalProtocolError(Code.INTERNAL_ERROR, f"consumed {count} bytes more than was delivered")
         self.unconsumed -= count
-        if self.receiving_half is Half.ENDED:
+        if self.receiving_half is _ENDED:
             self.settle()
             return
         self.owed += count
-        grown = self._grow(count)
-        if (grown or self.owed * 4 >= self.growth.size) and not self.window_due:
-            self.mux.scheduler.window(self)
+        mux, growth = self.mux, self.growth
+        # Counted here, byte for byte, and not when credit returns: the rest below a quarter window, which returns only behind
+        # further data, would hide that a window is full.
+        if growth.moved(count, mux.now, mux.rtt):
+            self._grow()
+        if (self.added or self.owed * 4 >= growth.size) and not self.window_due:
+            mux.scheduler.window(self)
 
     def release(self) -> None:
         if self.released:
@@ -328,7 +335,7 @@ class MuxStream:
         before = self.sending_half
         self.sending_half = step(SENDING, before, Input.RECEIVE_STOP)
         self._eof_called = False
-        if before is Half.ENDED:
+        if before is _ENDED:
             return
         self.drop_queue()
         self.accepting = False
@@ -382,7 +389,12 @@ class MuxStream:
     @property
     def over(self) -> bool:
         """Both halves have ended."""
-        return self.sending_half is Half.ENDED and self.receiving_half is Half.ENDED
+        return self.sending_half is _ENDED and self.receiving_half is _ENDED
+
+    @property
+    def simple(self) -> bool:
+        """Nothing may leave but DATA."""
+        return self.opened and not self.eof_queued and self.reset_queued is None
 
     @property
     def ready(self) -> bool:
@@ -411,7 +423,7 @@ class MuxStream:
     def return_credit(self) -> int:
         """What a WINDOW is to say, in bytes; 0 when none is due any more."""
         self.window_due = False
-        if self.receiving_half is not Half.OPEN:
+        if self.receiving_half is not _OPEN:
             return 0
         increment = self.owed + self.added
         self.owed = self.added = 0
@@ -425,8 +437,8 @@ class MuxStream:
         self.wake()
 
     def unblock_if_low(self) -> None:
-        """The Link is back."""
-        if self.blocked and self.queued <= QUEUE_LOW:
+        """There may be room again."""
+        if self.blocked and self.queued <= QUEUE_LOW and not self.mux.frozen:
             self.unblock()
 
     def end_by_reset(self, happened: Input) -> None:
@@ -448,7 +460,7 @@ class MuxStream:
 
     def settle(self) -> None:
         """Give back to the budget what an ended receiving half needs no more."""
-        if self.receiving_half is Half.ENDED:
+        if self.receiving_half is _ENDED:
             self.owed = self.added = self.credit_out = 0
             keep = max(0, self.unconsumed - self.base)
             if keep < self.held:
@@ -458,7 +470,7 @@ class MuxStream:
         """Broken invariants, in words. `coming` bytes of a DATA frame are under way to us."""
         wrong = []
         window = self.credit_out + self.unconsumed + self.owed + self.added + coming
-        if self.receiving_half is Half.OPEN and not self.deaf and self.opened and window != self.growth.size:
+        if self.receiving_half is _OPEN and not self.deaf and self.opened and window != self.growth.size:
             wrong.append(f"window of {self.growth.size}, but its parts are {window}")
         if min(self.credit, self.credit_out, self.unconsumed - self._waiting_bytes, self.held) < 0:
             wrong.append("something is below zero")
@@ -474,17 +486,15 @@ class MuxStream:
             wrong.append("data would pass what waits")
         return wrong
 
-    def _grow(self, count: int) -> int:
-        """`count` bytes were consumed: the size by which the window grew. It is counted here, byte for byte, and not when credit
-        returns: the rest below a quarter window, which returns only behind further data, would hide that a window is full."""
+    def _grow(self) -> None:
+        """The window was used to the full."""
         mux, growth = self.mux, self.growth
-        grown = growth.moved(count, mux.now, mux.rtt, mux.memory.known(mux.now))
-        if growth.full:
-            mux.memory.note(growth.full, mux.now)
+        full = growth.size
+        grown = growth.grow(mux.memory.known(mux.now))
+        mux.memory.note(full, mux.now)
         if grown:
             mux.hold(self, grown)
             self.added += grown
-        return grown
 
     # What the sink is owed
 
@@ -510,7 +520,7 @@ class MuxStream:
         return self._reset_due is not None
 
     def _redirect(self) -> None:
-        waits = self._waiting or self._eof_due or self.receiving_half is not Half.OPEN
+        waits = self._waiting or self._eof_due or self.receiving_half is not _OPEN
         self.direct = self._sink if self._flows and not waits else None
         if self._due:
             self.wake()

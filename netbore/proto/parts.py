@@ -6,13 +6,21 @@ its frames. Parts are immutable from then on, whoever holds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from netbore.proto.stream import COPY_BELOW, Data
 
+#: What is together no longer than this is joined whatever its pieces are: that costs less than to look at each.
+JOIN_MOST: Final = 4 * COPY_BELOW
 
-def pack(pieces: Iterable[Data | bytearray]) -> list[Data]:
+
+def pack(pieces: Sequence[Data | bytearray]) -> list[Data]:
     """Join small neighbours, so that few parts leave; large ones stay as they are."""
+    if not pieces:
+        return []
+    if size(pieces) <= JOIN_MOST:
+        return [b"".join(pieces)]
     parts: list[Data] = []
     small: list[Data | bytearray] = []
     for piece in pieces:
@@ -33,9 +41,9 @@ def size(parts: Iterable[Data | bytearray]) -> int:
     return sum(map(len, parts))
 
 
-def cut(parts: list[Data], limit: int) -> list[Data]:
-    """Shorten `parts` to `limit` bytes together, and return what was cut off."""
-    rest: list[Data] = []
+def cut(parts: list[Any], limit: int) -> list[Any]:
+    """Shorten a list of parts or pieces to `limit` bytes together, and return what was cut off, in the same order."""
+    rest: list[Any] = []
     over = size(parts) - limit
     while over > 0:
         part = memoryview(parts.pop())

@@ -24,7 +24,7 @@ here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from netbore.proto.errors import LocalProtocolError, RemoteProtocolError
@@ -67,6 +67,10 @@ PULL_LEAST: Final = 4116
 #: PINGs of the peer that wait for their answer to leave. A peer that does not read gets the newest only.
 PONGS_MOST: Final = 16
 
+# As globals: to read a member of an enumeration costs ten times as much.
+_DETACHED, _ATTACHED, _CLOSED = PipeState
+_CLOSE: Final = int(Record.CLOSE)
+
 
 class Pipe:
     """Both directions of one Link, sans-IO.
@@ -101,7 +105,7 @@ class Pipe:
     def __init__(
         self,
         *,
-        pull: Callable[[int, float], list[Data]],
+        pull: Callable[[int, float], Sequence[Data | bytearray]],
         deliver: Callable[[Data, float], None],
         budget: Budget,
         on_output: Callable[[], None],
@@ -124,7 +128,7 @@ class Pipe:
         self._ack_at: float | None = None
         self._ack_forced = False
         self._full_since: float | None = None
-        self.state = PipeState.DETACHED
+        self.state = _DETACHED
         self.received = 0
 
     # What it knows
@@ -152,7 +156,7 @@ class Pipe:
     @property
     def has_output(self) -> bool:
         """Whether `data_to_send` would give something without pulling."""
-        if self.state is PipeState.ATTACHED:
+        if self.state is _ATTACHED:
             replay = self._replay
             return self._ack_forced or self._heartbeat.ping_owed or bool(self._pongs) or replay.next < replay.end
         return bool(self._farewell)
@@ -161,7 +165,7 @@ class Pipe:
     def can_pull(self) -> bool:
         """Whether `data_to_send` would pull, given a limit that leaves PULL_LEAST for it."""
         replay = self._replay
-        return self.state is PipeState.ATTACHED and replay.next == replay.end and replay.free >= PULL_LEAST
+        return self.state is _ATTACHED and replay.next == replay.end and replay.free >= PULL_LEAST
 
     def accepts(self, peer_received: int) -> bool:
         """Whether a peer can have that many bytes of our sequence. An acceptor asks before it fences."""
@@ -194,7 +198,7 @@ class Pipe:
 
     def close(self, code: int, text: str) -> None:
         """End the Link for good: a CLOSE is the last output, if there is a transport; nothing else is kept. Idempotent."""
-        attached = self.state is PipeState.ATTACHED
+        attached = self.state is _ATTACHED
         self._end(Input.CLOSE)
         if attached:
             self._farewell = encode_close(code, text)
@@ -207,7 +211,7 @@ class Pipe:
 
         Never raises for what the peer sent.
         """
-        if self.state is not PipeState.ATTACHED:
+        if self.state is not _ATTACHED:
             self._next_state(Input.RECEIVE)
             return []
         was_full = self._full_since is not None
@@ -227,11 +231,11 @@ class Pipe:
         decoder = self._decoder
         decoder.feed(data)
         # A delivery may close or detach: what follows in the buffer is then of a transport that is no longer ours.
-        while self.state is PipeState.ATTACHED and (record := decoder.next()) is not None:
+        while self.state is _ATTACHED and (record := decoder.next()) is not None:
             kind, payload = record
             if kind == SEQ:
                 self._receive_sequence(payload, now)
-            elif kind == Record.CLOSE:
+            elif kind == _CLOSE:
                 self._end(Input.RECEIVE_CLOSE)
                 return Closed(*decode_close(bytes(payload)))
             else:
@@ -254,7 +258,8 @@ class Pipe:
         if not replay.acked <= offset <= replay.next:
             raise RemoteProtocolError(Code.CORRUPT_SEQUENCE, f"an ACK of {offset} outside {replay.acked} to {replay.next}")
         if moved := replay.acknowledge(offset):
-            replay.room.moved(moved, now, self._heartbeat.rtt)
+            if replay.room.moved(moved, now, self._heartbeat.rtt):
+                replay.room.grow()
             self._note_room(now)
 
     def _receive_ping(self, kind: int, payload: Data, now: float) -> None:
@@ -285,7 +290,7 @@ class Pipe:
         They must reach the transport, or it is lost. A limit of at least 8192 always makes progress when there is output or
         something to pull.
         """
-        if self.state is not PipeState.ATTACHED:
+        if self.state is not _ATTACHED:
             return self._take_farewell(limit)
         pieces: list[Data | bytearray] = []
         left = limit - NUMBER_RECORD  # for the ACK
@@ -358,7 +363,7 @@ class Pipe:
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` has something to do; None without a transport."""
-        if self.state is not PipeState.ATTACHED:
+        if self.state is not _ATTACHED:
             return None
         deadline = self._heartbeat.deadline
         if self._ack_at is not None and self._ack_at < deadline:
@@ -372,7 +377,7 @@ class Pipe:
 
         What can be read must have been read before.
         """
-        if self.state is not PipeState.ATTACHED:
+        if self.state is not _ATTACHED:
             return []
         if self._heartbeat.due(now):
             return [TransportDead(f"nothing received for {DEAD_SECONDS} s")]
@@ -392,7 +397,7 @@ class Pipe:
         replay = self._replay
         full = replay.free < PULL_LEAST
         owed = self.received - self._acknowledged
-        attached = self.state is PipeState.ATTACHED
+        attached = self.state is _ATTACHED
         checks = (
             (replay.acked <= replay.next <= replay.end, "offsets of the replay are out of order"),
             (replay.free >= 0, "the replay is larger than its room"),
@@ -422,7 +427,7 @@ class Pipe:
     def _end(self, happened: Input) -> None:
         """To CLOSED: keep nothing and return the room."""
         before, self.state = self.state, self._next_state(happened)
-        if before is not PipeState.CLOSED:
+        if before is not _CLOSED:
             self._forget_transport()
             self._replay.clear()
             self._budget.give(self.room.size)

@@ -17,8 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from netbore.proto.frames import encode, encode_max_streams, encode_reset, encode_stop, encode_window
-from netbore.proto.mux_stream import QUEUE_LOW, MuxStream
-from netbore.proto.parts import cut, pack, size
+from netbore.proto.mux_stream import MuxStream
+from netbore.proto.parts import cut, size
 from netbore.proto.state import SENDING, Half, Input, step
 from netbore.proto.stream import Data
 from netbore.proto.wire import FRAME_HEADER, MAX_DATA, QUANTUM, Frame
@@ -112,7 +112,7 @@ class Scheduler:
 
     # Frames
 
-    def take(self, limit: int, now: float) -> list[Data]:
+    def take(self, limit: int, now: float) -> list[Data | bytearray]:
         """The next frames, as parts of at most `limit` bytes together."""
         pieces = self._pieces = [*self._rest]
         self._rest = []
@@ -123,12 +123,11 @@ class Scheduler:
             room = self._control_data(control, room)
         if self._ready:
             room = self._streams(room, now)
-        parts = pack(pieces)
         if room < 0:
-            self._rest = cut(parts, limit)
+            self._rest = cut(pieces, limit)
         if not (self._ready or self._rest or self._urgent or self._windows or self._mux.max_streams_due):
             self._marked = control is not None and control.scheduled
-        return parts
+        return pieces
 
     def _short_frames(self, room: int, now: float) -> int:
         pieces = self._pieces
@@ -165,6 +164,9 @@ class Scheduler:
         ready = self._ready
         while ready and room > 0:
             stream = ready[0]
+            if 0 < stream.queued <= min(stream.credit, room - _HEADER, self._left) and stream.simple:
+                room -= self._whole(stream)
+                continue
             if not stream.opened:
                 room -= self._open(stream, now)
             if stream.queued and stream.credit and stream.opened:
@@ -180,6 +182,22 @@ class Scheduler:
                 room -= self._end(stream)
             self._rotate(stream)
         return room
+
+    def _whole(self, stream: MuxStream) -> int:
+        """The way of most Streams, the first of `_ready`: all that it has in one DATA frame, whose length is returned."""
+        count = stream.queued
+        pieces = self._pieces
+        pieces.append(FRAME_HEADER.pack(_DATA | count, stream.id))
+        pieces += stream.queue
+        stream.drop_queue()
+        stream.credit -= count
+        stream.scheduled = False
+        if stream.blocked:
+            stream.unblock_if_low()
+        self._mux.data_sent += 1
+        self._left = QUANTUM
+        self._ready.popleft()
+        return count + _HEADER
 
     def _rotate(self, stream: MuxStream) -> None:
         """The turn of `stream`, the first of `_ready`, is over."""
@@ -223,8 +241,8 @@ class Scheduler:
         stream.queued -= most
         stream.credit -= most
         self._mux.data_sent += 1
-        if stream.blocked and stream.queued <= QUEUE_LOW and not self._mux.frozen:
-            stream.unblock()
+        if stream.blocked:
+            stream.unblock_if_low()
         return most + _HEADER
 
     def _end(self, stream: MuxStream) -> int:

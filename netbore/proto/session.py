@@ -106,7 +106,7 @@ class Session:
     @property
     def has_output(self) -> bool:
         """Whether `data_to_send` would give anything."""
-        return self.pipe.has_output or (self.pipe.can_pull and self.mux.has_output)
+        return self.pipe.has_output or (self.mux.has_output and self.pipe.can_pull)
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` wants to be called."""

@@ -5,7 +5,12 @@ Receive windows of Streams and the replay room of the Pipe grow by one rule and 
 
 from __future__ import annotations
 
+from typing import Final
+
 from netbore.proto.wire import FIRST_WINDOW, LESSER_WINDOW, MIN_RTT_SECONDS, STREAM_WINDOW, WINDOW_MEMORY_SECONDS
+
+#: The span in which a full window has to move is never shorter, in seconds.
+MIN_SPAN: Final = 2 * MIN_RTT_SECONDS
 
 
 class Budget:
@@ -49,11 +54,10 @@ class Growth:
     Seven eighths count as full. The rest may hang behind another limit that is as tight: frame headers make a room of the same
     size run out first, and an ACK or WINDOW is not sent for every byte.
 
-    `size` is what it starts with, already taken from the budget by the caller; what it adds, it takes itself. `full` is the
-    size, if the last `moved` completed a full window in time, else 0.
+    `size` is what it starts with, already taken from the budget by the caller; what it adds, it takes itself.
     """
 
-    __slots__ = ("budget", "full", "limit", "moved_since", "size", "started")
+    __slots__ = ("budget", "limit", "moved_since", "size", "started")
 
     def __init__(self, size: int, limit: int, budget: Budget) -> None:
         self.size = size
@@ -61,27 +65,28 @@ class Growth:
         self.budget = budget
         self.started = 0.0
         self.moved_since = 0
-        self.full = 0
 
-    def moved(self, count: int, now: float, rtt: float | None, known: int = 0) -> int:
-        """`count` bytes went through the window. Return by how many bytes it grew, mostly 0.
-
-        `known` is the size that another window of the Link is known to have used to the full: a window that proves too
-        small grows to it at once, while less than half the budget is out with it.
+    def moved(self, count: int, now: float, rtt: float | None) -> bool:
+        """`count` bytes went through the window: whether that completed a full window in time, so that it should `grow`.
 
         What moved longer ago than two round trips does not count: a pause must not cost a window its next chance.
         """
-        self.full = 0
-        if self.moved_since == 0 or (rtt is not None and now - self.started > 2 * max(rtt, MIN_RTT_SECONDS)):
+        if self.moved_since == 0 or (rtt is not None and now - self.started > 2 * rtt and now - self.started > MIN_SPAN):
             self.started = now
-            self.moved_since = 0
-        self.moved_since += count
+            self.moved_since = count
+        else:
+            self.moved_since += count
         if self.moved_since * 8 < self.size * 7:
-            return 0
+            return False
         self.moved_since = 0
-        if rtt is None:
-            return 0
-        self.full = self.size
+        return rtt is not None
+
+    def grow(self, known: int = 0) -> int:
+        """Return by how many bytes it grew, 0 where the limit or the budget forbids it.
+
+        `known` is the size that another window of the Link is known to have used to the full: a window that proves too
+        small grows to it at once, while less than half the budget is out with it.
+        """
         more = self.size
         if known > 2 * self.size and self.budget.share(known - self.size) < 0.5:
             more = known - self.size

@@ -23,7 +23,6 @@ from netbore.proto.events import (
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import STARVED_SECONDS, Mux, Refusal, Role
 from netbore.proto.mux_stream import QUEUE_LOW
-from netbore.proto.parts import cut as cut_parts
 from netbore.proto.rate import Allowance
 from netbore.proto.stream import Data
 from netbore.proto.window import Budget
@@ -562,14 +561,6 @@ def test_any_limit_makes_progress_and_is_kept() -> None:
     assert pair.dialler.flush(0) == b""
 
 
-def test_parts_are_cut_wherever_the_limit_falls() -> None:
-    for limit in range(7):
-        parts: list[Data] = [b"abc", b"def"]
-        rest = cut_parts(parts, limit)
-        assert (b"".join(parts), b"".join(rest)) == (b"abcdef"[:limit], b"abcdef"[limit:])
-        assert all(map(len, [*parts, *rest]))
-
-
 def test_a_scrap_waits_for_the_next_call() -> None:
     pair = Pair()
     stream, _, _, _ = pair.opened()
@@ -582,18 +573,14 @@ def test_a_scrap_waits_for_the_next_call() -> None:
     assert cut(pair.dialler.flush()) == [(Frame.DATA, 3, 958)]
 
 
-def test_parts_are_few_and_large_ones_are_not_copied() -> None:
+def test_what_is_large_is_not_copied() -> None:
     pair = Pair()
     stream, _, _, _ = pair.opened()
     large = bytes(20_000)
-    other = pair.dialler.open()
-    pair.drive()
-    for n in range(5):
-        stream.send_nowait(bytes([n]))
-    other.send_nowait(large)
-    parts = pair.dialler.mux.data_to_send(65536, 0)
-    assert [len(part) for part in parts] == [8 + 5 + 8, 20_000] or [len(part) for part in parts] == [21, QUANTUM, 8 + 3616]
-    assert any(isinstance(part, memoryview) and part.obj is large for part in parts) or parts[1] is large
+    stream.send_nowait(large)
+    header, body = pair.dialler.mux.data_to_send(65536, 0)
+    assert len(header) == 8
+    assert body is large
 
 
 def test_streams_take_turns_by_bytes() -> None:

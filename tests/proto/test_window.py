@@ -26,22 +26,21 @@ def test_a_budget_within_a_budget_takes_from_both_or_from_none() -> None:
         link.give(1)
 
 
-def grow(growth: Growth, count: int, now: float) -> int:
-    return growth.moved(count, now, 0.1)
+def grow(growth: Growth, count: int, now: float, rtt: float | None = 0.1, known: int = 0) -> int:
+    """By how much `growth` grew when `count` bytes had moved."""
+    return growth.grow(known) if growth.moved(count, now, rtt) else 0
 
 
 def test_a_window_doubles_when_it_moved_within_two_round_trips() -> None:
     budget = Budget(1000)
     growth = Growth(100, 400, budget)
     assert grow(growth, 50, 1.0) == 0
-    assert growth.full == 0
     assert grow(growth, 50, 1.2) == 100
-    assert (growth.size, growth.full, budget.out) == (200, 100, 100)
+    assert (growth.size, budget.out) == (200, 100)
     assert grow(growth, 100, 2.0) == grow(growth, 99, 2.21) == 0  # too slow
-    assert growth.full == 0
     assert grow(growth, 101, 2.3) == 200
-    assert grow(growth, 400, 4.0) == 0  # at its limit, yet used to the full
-    assert growth.full == 400
+    assert growth.moved(400, 4.0, 0.1)  # at its limit, yet used to the full
+    assert growth.grow() == 0
 
 
 def test_a_pause_costs_a_window_nothing_but_what_moved_before() -> None:
@@ -61,14 +60,14 @@ def test_seven_eighths_are_full() -> None:
 def test_a_window_does_not_grow_without_budget_or_round_trip() -> None:
     growth = Growth(100, 400, Budget(50))
     assert grow(growth, 100, 1.0) == 0
-    assert growth.moved(100, 2.0, None) == 0
+    assert grow(growth, 100, 2.0, None) == 0
     assert growth.size == 100
 
 
 def test_the_round_trip_is_never_below_its_least() -> None:
     growth = Growth(100, 400, Budget(1000))
-    growth.moved(50, 1.0, 0.0)
-    assert growth.moved(50, 1.003, 0.0) == 100
+    assert grow(growth, 50, 1.0, 0.0) == 0
+    assert grow(growth, 50, 1.003, 0.0) == 100
 
 
 def test_the_memory_keeps_the_largest_for_300_seconds() -> None:
@@ -96,11 +95,11 @@ def test_the_first_window_follows_the_budget(out: int, size: int) -> None:
 def test_a_window_that_is_too_small_goes_to_what_is_known_at_once_while_that_is_modest() -> None:
     budget = Budget(64 * MIB)
     growth = Growth(MIB, 64 * MIB, budget)
-    assert growth.moved(MIB - 1, 1.0, 0.1, 16 * MIB) == 15 * MIB
+    assert grow(growth, MIB - 1, 1.0, known=16 * MIB) == 15 * MIB
     assert growth.size == budget.out + MIB == 16 * MIB
     other = Growth(MIB, 64 * MIB, budget)
-    assert other.moved(MIB, 1.0, 0.1, 32 * MIB) == MIB  # would be half of the budget
-    assert other.moved(2 * MIB, 1.0, 0.1, 3 * MIB) == 2 * MIB  # doubling is more
+    assert grow(other, MIB, 1.0, known=32 * MIB) == MIB  # would be half of the budget
+    assert grow(other, 2 * MIB, 1.0, known=3 * MIB) == 2 * MIB  # doubling is more
 
 
 def test_the_first_window_is_what_is_remembered_while_that_is_modest() -> None:

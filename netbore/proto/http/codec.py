@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -65,16 +66,15 @@ class HeadMemo:
     most `longest` bytes are kept, none with a secret; what does not come again goes when it is full.
     """
 
-    __slots__ = ("_heads", "longest", "most")
+    __slots__ = ("_heads", "get", "longest", "most")
 
     def __init__(self, most: int = 256, longest: int = 2048) -> None:
         self.most = most
         self.longest = longest
         self._heads: dict[tuple[bytes, bytes], Any] = {}
-
-    def get(self, method: bytes, text: bytes) -> Any:
-        """The head that `text` was read as, in a response to a request by `method` (b"" for requests); or None."""
-        return self._heads.get((method, text))
+        #: Of (method, text): the head that the text was read as, in a response to a request by that method (b"" for
+        #: requests); or None.
+        self.get: Callable[[tuple[bytes, bytes]], Any] = self._heads.get
 
     def put(self, method: bytes, text: bytes, head: RequestHead | ResponseHead) -> None:
         """Remember a head that was read without complaint."""
@@ -91,6 +91,10 @@ class _State(Enum):
     HEAD = auto()
     BODY = auto()
     DONE = auto()
+
+
+# As globals: to read a member of an enumeration costs ten times as much.
+_HEAD, _BODY, _DONE = _State
 
 
 class _Reader(ABC):
@@ -128,10 +132,10 @@ class _Reader(ABC):
         """The pieces that `data` completes, in order; body slices are views of `data`. Raises BadMessage."""
         if self._broken is not None:
             raise self._broken
-        if self._memo is not None and self._state is _State.HEAD and not self._collector.held:
+        if self._memo is not None and self._state is _HEAD and not self._collector.held:
             known = self._known(self._memo, data)
             if known is not None:
-                self._state = _State.DONE
+                self._state = _DONE
                 return known
         pieces: list[Piece] = []
         try:
@@ -144,9 +148,9 @@ class _Reader(ABC):
     def _read(self, data: Data, pieces: list[Piece]) -> None:
         at, stop = 0, len(data)
         while at < stop:
-            if self._state is _State.HEAD:
+            if self._state is _HEAD:
                 at = self._read_head(data, at, pieces)
-            elif self._state is _State.BODY:
+            elif self._state is _BODY:
                 at = self._read_body(data, at, pieces)
             else:
                 self._rest += data[at:]
@@ -174,12 +178,12 @@ class _Reader(ABC):
         if self._body is None:
             self._end(pieces, ())
         else:
-            self._state = _State.BODY
+            self._state = _BODY
 
     def _end(self, pieces: list[Piece], trailers: Headers) -> None:
         pieces.append(End(trailers) if trailers else _END)
         self._body = None
-        self._state = _State.DONE
+        self._state = _DONE
 
     @abstractmethod
     def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
@@ -208,20 +212,20 @@ class RequestReader(_Reader):
     def __init__(
         self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD, memo: HeadMemo | None = None
     ) -> None:
-        super().__init__(limits, _State.HEAD, second_opinion, memo)
+        super().__init__(limits, _HEAD, second_opinion, memo)
         #: The one empty line that may stand before a request (RFC 9112 section 2.2) has been seen.
         self._blank = False
 
     def next(self) -> list[Piece]:
         """Go on to the next request, after an End; returns its pieces that have arrived already. Raises BadMessage."""
-        assert self._state is _State.DONE
-        self._state = _State.HEAD
+        assert self._state is _DONE
+        self._state = _HEAD
         self._blank = False
         return self.feed(self.leftover()) if self._rest else []
 
     def feed_eof(self) -> list[Piece]:
         """The Viewer's bytes have ended. Raises Truncated in the middle of a request, and may be asked again after `next`."""
-        if self._state is _State.BODY or self.started:
+        if self._state is _BODY or self.started:
             raise Truncated(400, "request cut short")
         return []
 
@@ -245,12 +249,12 @@ class RequestReader(_Reader):
         return at
 
     def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
-        head = memo.get(b"", data) if type(data) is bytes else None
+        head = memo.get((b"", data)) if type(data) is bytes else None
         return [head, _END] if head is not None and head.framing is Framing.NONE else None
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo
-        head: RequestHead | None = memo.get(b"", text) if memo is not None else None
+        head: RequestHead | None = memo.get((b"", text)) if memo is not None else None
         if head is None:
             head = self._read_request(text)
             if memo is not None and head.authority:  # one without may get its authority from the connection
@@ -281,7 +285,7 @@ class ResponseReader(_Reader):
     def __init__(
         self, limits: HttpLimits = LIMITS, *, second_opinion: Opinion = Opinion.ODD, memo: HeadMemo | None = None
     ) -> None:
-        super().__init__(limits, _State.DONE, second_opinion, memo)
+        super().__init__(limits, _DONE, second_opinion, memo)
         self._method = b"GET"
         self._upgrade: bytes | None = None
 
@@ -290,14 +294,14 @@ class ResponseReader(_Reader):
 
         Raises BadMessage where bytes wait already, for they cannot be the answer.
         """
-        assert self._state is _State.DONE
+        assert self._state is _DONE
         if self._rest:
             self._broken = BadMessage(502, "bytes before the request")
         if self._broken is not None:
             raise self._broken
         self._method = method
         self._upgrade = upgrade
-        self._state = _State.HEAD
+        self._state = _HEAD
 
     def feed_eof(self) -> list[Piece]:
         """The Host's bytes have ended: gives the End of a body that ends so.
@@ -307,25 +311,27 @@ class ResponseReader(_Reader):
         pieces: list[Piece] = []
         if self._body is not None and self._body.take_eof():
             self._end(pieces, ())
-        if self._state is not _State.DONE:
+        if self._state is not _DONE:
             raise Truncated(502, "response cut short")
         return pieces
 
     def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
-        if len(data) > SHORT:
+        size = len(data)
+        if size > SHORT:
             return None
         text = bytes(data)
         at = text.find(b"\r\n\r\n") + 4
-        head: ResponseHead | None = memo.get(self._method, text[:at])
+        head: ResponseHead | None = memo.get((self._method, text[:at]))
         if head is None or head.status < 200:
             return None
-        if at < len(text) and head.framing.length == len(text) - at:
+        framing = head.framing
+        if at < size and framing.length == size - at:
             return [head, memoryview(data)[at:], _END]
-        return [head, _END] if head.framing is Framing.NONE and at == len(text) else None
+        return [head, _END] if framing is Framing.NONE and at == size else None
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo
-        head: ResponseHead | None = memo.get(self._method, text) if memo is not None else None
+        head: ResponseHead | None = memo.get((self._method, text)) if memo is not None else None
         if head is None:
             head = self._read_response(text)
             if memo is not None:
@@ -346,7 +352,7 @@ class ResponseReader(_Reader):
     def _switch(self, head: ResponseHead) -> None:
         if self._upgrade is None or head.upgrade != self._upgrade:
             raise BadMessage(502, "switch to a protocol that was not asked for")
-        self._state = _State.DONE
+        self._state = _DONE
 
     def _translated(self, error: BadMessage) -> BadMessage:
         return error if error.status == 502 else BadMessage(502, error.reason)

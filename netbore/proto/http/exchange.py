@@ -27,6 +27,11 @@ IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _LATE: Final = frozenset({Code.HOST_TIMEOUT, Code.IDLE_TIMEOUT, Code.TIMEOUT})
 
 
+# As globals: to read a member of an enumeration costs ten times as much.
+_ASKED, _FORWARDED, _ANSWERING, _EARLY, _OPAQUE, _DONE = Phase
+_FORWARD, _ANSWER, _RETRY, _UPGRADE, _BEFORE, _WHOLE, _SPENT, _ABORT = Input
+
+
 class Exchange:
     """One request and its response.
 
@@ -36,6 +41,7 @@ class Exchange:
 
     __slots__ = (
         "_dropped",
+        "_forwarded",
         "_informed",
         "_kept",
         "_kept_size",
@@ -66,7 +72,7 @@ class Exchange:
         self.viewer = viewer
         self.limits = limits
         self.host: HostSide | None = None
-        self.phase = Phase.ASKED
+        self.phase = _ASKED
         self.request_ended = False
         self.response_ended = False
         self.retries = 0
@@ -81,7 +87,8 @@ class Exchange:
         #: The problem that was answered, or that ended it.
         self.refusal: Problem | None = None
         self.context: object = None
-        self._on_retry: Callable[[Exchange], None] | None = None
+        self._on_retry: Callable[[Exchange, RequestHead], None] | None = None
+        self._forwarded = request  # the head that the Host got
         #: The body as far as it may be needed (again); None when it has grown too large for that.
         self._kept: list[Data] | None = []
         self._kept_size = 0
@@ -100,28 +107,30 @@ class Exchange:
     @property
     def done(self) -> bool:
         """It is over; commands do nothing."""
-        return self.phase is Phase.DONE
+        return self.phase is _DONE
 
     def forward(
         self,
         host: HostSide,
         head: RequestHead,
         rewrite: Callable[[ResponseHead], ResponseHead],
-        on_retry: Callable[[Exchange], None] | None = None,
+        on_retry: Callable[[Exchange, RequestHead], None] | None = None,
     ) -> None:
         """Send the request to `host`, with `head` (`headers.to_host`) in place of its own; the framing must be the request's.
 
         `rewrite` (`headers.to_viewer`) makes of each response head, informational ones included, the one for the Viewer, with the
-        same framing. `on_retry` is called when the Host was lost without harm: the Exchange may be forwarded again, or answered.
+        same framing. `on_retry` is called, with `head`, when the Host was lost without harm: the Exchange may be forwarded again,
+        or answered.
         Raises LocalProtocolError if it was forwarded or answered already.
         """
-        if self.done:
+        if self.phase is _DONE:
             host.unused()
             return
-        self._step(Input.FORWARD)
+        self._step(_FORWARD)
         self.host = host
         self._rewrite = rewrite
         self._on_retry = on_retry
+        self._forwarded = head
         host.start(self, head)
         if self._kept:
             for data in self._kept:
@@ -136,11 +145,11 @@ class Exchange:
         """Answer without a Host; after the head of a response has gone out, abort. `body` is whole, and small."""
         if self.done:
             return
-        if self.phase > Phase.FORWARDED:
+        if self.phase > _FORWARDED:
             self.abort()
             return
         self._drop_host(Code.CANCELLED)
-        self._step(Input.ANSWER)
+        self._step(_ANSWER)
         self.status = head.status
         if self.request.method == b"HEAD":
             head, body = ResponseHead(head.status, head.reason, 1, head.headers, framing=Framing.NONE), b""
@@ -160,7 +169,7 @@ class Exchange:
         """End visibly, on both sides."""
         if not self.done:
             self._drop_host(code)
-            self._over(Input.ABORT)
+            self._over(_ABORT)
             self.viewer.abort(code)
 
     # --- from the Viewer's side ---
@@ -170,10 +179,10 @@ class Exchange:
         size = len(data)
         self.received += size
         self._owed += size
-        if self._dropped or self.phase is Phase.EARLY:
+        if self._dropped or self.phase is _EARLY:
             self._spare -= size
             if self._spare < 0:
-                if self.phase is Phase.EARLY:
+                if self.phase is _EARLY:
                     self.spent()
                 return
         if self._dropped:
@@ -213,7 +222,7 @@ class Exchange:
     def viewer_lost(self) -> None:
         """Nobody waits for the response."""
         self._drop_host(Code.CANCELLED)
-        self._over(Input.ABORT)
+        self._over(_ABORT)
 
     def response_stopped(self, code: int) -> None:
         """After an upgrade, the Viewer reads no more."""
@@ -225,9 +234,9 @@ class Exchange:
     def spent(self) -> None:
         """The response is whole, the rest of the request is not waited for."""
         self._drop_host(Code.CANCELLED)
-        if self.phase is Phase.ANSWERING:
-            self._step(Input.EARLY)
-        self._over(Input.SPENT)
+        if self.phase is _ANSWERING:
+            self._step(_BEFORE)
+        self._over(_SPENT)
         self.viewer.finish()
 
     @property
@@ -241,7 +250,7 @@ class Exchange:
         """A response head. False when the Exchange let go of this Host because of it."""
         if head.status < 200:
             return self._upgrade(head) if head.status == 101 else self._inform(head)
-        self._step(Input.ANSWER)
+        self._step(_ANSWER)
         self._kept = None
         self.status = head.status
         if self.on_first_byte is not None:
@@ -269,7 +278,7 @@ class Exchange:
 
     def request_stopped(self, code: int) -> None:
         """The Host takes no more of the request. It may still answer."""
-        if self.phase is Phase.OPAQUE:
+        if self.phase is _OPAQUE:
             self.request_ended = True
             self.viewer.stop_reading(code)
             if self.response_ended:
@@ -283,7 +292,7 @@ class Exchange:
         `answered`: some byte of a response had come; `reused`: it had carried another Exchange before.
         """
         self.host = None
-        if self.response_ended and self.phase is not Phase.OPAQUE:
+        if self.response_ended and self.phase is not _OPAQUE:
             self._drop_request()
             self.flush_response()
         elif self.response_ended and code == Code.NOT_PROCESSED:
@@ -291,12 +300,12 @@ class Exchange:
             self.request_ended = True
             self.viewer.stop_reading(code)
             self.flush_response()
-        elif self.phase is not Phase.FORWARDED:
+        elif self.phase is not _FORWARDED:
             self.abort(code)
         elif self._on_retry is not None and not answered and self._may_retry(code, reused):
-            self._step(Input.RETRY)
+            self._step(_RETRY)
             self.retries += 1
-            self._on_retry(self)
+            self._on_retry(self, self._forwarded)
         elif answered and code == Code.NOT_PROCESSED:
             # After an informational head: the Host knows of the request.
             self.refuse(problem_of_code(Code.HOST_CLOSED))
@@ -306,7 +315,7 @@ class Exchange:
     def host_failed(self) -> None:
         """The Host did not speak proper HTTP; its side ends itself."""
         self.host = None
-        if self.phase is Phase.FORWARDED:
+        if self.phase is _FORWARDED:
             self.refuse(PROBLEMS["bad_gateway"])
         else:
             self.abort(Code.HOST_CLOSED)
@@ -380,7 +389,7 @@ class Exchange:
             self._drop_host(Code.CANCELLED)
             self.refuse(PROBLEMS["bad_gateway"])
             return False
-        self._step(Input.UPGRADE)
+        self._step(_UPGRADE)
         self._kept = None
         self.status = head.status
         self.request_ended = False
@@ -396,12 +405,12 @@ class Exchange:
 
     def _settle(self) -> None:
         """The response has ended: see whether the Exchange has."""
-        if self.phase is Phase.DONE or not self.viewer.drained:
+        if self.phase is _DONE or not self.viewer.drained:
             return
         if self.request_ended:
-            if self.phase is not Phase.OPAQUE or self.host is None or self.host.drained:
+            if self.phase is not _OPAQUE or self.host is None or self.host.drained:
                 self._finish()
-        elif self.phase is Phase.ANSWERING:
+        elif self.phase is _ANSWERING:
             self._rest()
 
     def _rest(self) -> None:
@@ -409,14 +418,15 @@ class Exchange:
         if self.host is None:
             self.spent()
             return
-        self._step(Input.EARLY)
+        self._step(_BEFORE)
         self._spare = self.limits.early_bytes
         self.viewer.expect_rest(self.limits.early_seconds)
 
     def _finish(self) -> None:
-        self._release()
+        if self._owed:
+            self._release()
         host, self.host = self.host, None
-        self._over(Input.WHOLE)
+        self._over(_WHOLE)
         if host is not None:
             host.finish()
         self.viewer.finish()

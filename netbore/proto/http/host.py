@@ -119,7 +119,8 @@ class HostConnection(Sender):
             exchange.viewer.freeze()
         self._reader.expect(head.method, exchange.request.upgrade)
         self.outbox.put(emit_request(head))
-        if _is_bound(exchange.request.fields.get(b"authorization")):
+        authorization = exchange.request.fields.get(b"authorization")
+        if authorization is not None and _is_bound(authorization):
             self.bound_to = exchange.viewer
 
     def send_end(self, trailers: Headers) -> None:
@@ -157,7 +158,8 @@ class HostConnection(Sender):
 
     def finish(self) -> None:
         """The Exchange is over, the response whole: become idle, or close."""
-        reusable, cut = self.reusable, (self.stream.sending and not (self._opaque or self._sent)) or self.outbox.size > 0
+        reusable = self.reusable
+        cut = self.outbox.size > 0 or (not (self._opaque or self._sent) and self.stream.sending)
         self._leave()
         if cut:
             # An end of our half would make a part of the request look whole.
@@ -201,7 +203,7 @@ class HostConnection(Sender):
             and not self.outbox.size
             and stream.sending
             and stream.receiving
-            and stream.granted <= max(self.limits.pooled_credit, stream.begun)
+            and (stream.granted <= self.limits.pooled_credit or stream.granted <= stream.begun)
         )
 
     def close(self) -> None:
@@ -344,9 +346,11 @@ class HostConnection(Sender):
 
     def _take_head(self, exchange: Exchange, head: ResponseHead) -> bool:
         """Pass a head on. False when the Exchange let go of this connection."""
-        if head.status >= 200:
+        status = head.status
+        if status >= 200:
             self._head = head
-            self._learn(exchange, head)
+            if status == 401 or b"keep-alive" in head.fields:
+                self._learn(exchange, head)
         return exchange.response_head(head)
 
     def _take_end(self, exchange: Exchange, end: End) -> None:
@@ -360,7 +364,7 @@ class HostConnection(Sender):
         hint = fields.get(b"keep-alive")
         if hint is not None and (found := _HINT.search(hint)):
             self.hinted_timeout = int(found[1])
-        if head.status == 401 and _is_bound(fields.get(b"www-authenticate")):
+        if head.status == 401 and _is_bound(fields.get(b"www-authenticate", b"")):
             self.bound_to = exchange.viewer
 
     def _pass_leftover(self, exchange: Exchange, size: int) -> int:
@@ -417,7 +421,5 @@ class HostConnection(Sender):
             self.owner.on_closed(self)
 
 
-def _is_bound(value: bytes | None) -> bool:
-    if value is None:
-        return False
+def _is_bound(value: bytes) -> bool:
     return any(part.strip().startswith(_BOUND) for part in value.lower().split(b","))

@@ -12,7 +12,7 @@ fails the grammar of a single one, so repetition needs no rule of its own.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import attrs
 
@@ -105,13 +105,13 @@ def index(headers: Headers) -> dict[bytes, bytes]:
 
 
 class _Head:
-    """What request and response heads share. `fields` and `framing` are derived at first use and kept.
+    """What request and response heads share. What they mean is derived at first use and kept.
 
     `derived` and `text` are for the modules that make other heads and bytes of this one: a head may come again and again
     (see `codec.HeadMemo`), and what follows from it stays the same.
     """
 
-    __slots__ = ("_connection", "_fields", "_framing", "derived", "headers", "minor", "text")
+    __slots__ = ("_connection", "_fields", "_framing", "_keep_alive", "derived", "headers", "minor", "text")
 
     def __init__(self, minor: int, headers: Headers, framing: Framing | None) -> None:
         self.minor = minor
@@ -119,6 +119,7 @@ class _Head:
         self._framing = framing
         self._fields: dict[bytes, bytes] | None = None
         self._connection: frozenset[bytes] | None = None
+        self._keep_alive: bool | None = None
         self.derived: tuple[object, Any] | None = None
         self.text: bytes | None = None
 
@@ -148,9 +149,10 @@ class _Head:
     @property
     def keep_alive(self) -> bool:
         """The sender would let the connection go on after this message. Says nothing of the body's framing."""
-        if self.minor == 0:
-            return b"keep-alive" in self.connection and b"close" not in self.connection
-        return b"close" not in self.connection
+        if self._keep_alive is None:
+            wanted = self.minor == 1 or b"keep-alive" in self.connection
+            self._keep_alive = wanted and b"close" not in self.connection
+        return self._keep_alive
 
     def _protocol(self) -> bytes | None:
         """The one protocol of Upgrade, lower-case. HTTP/2 is never offered, for its bytes could not be checked per request."""
@@ -169,7 +171,7 @@ class RequestHead(_Head):
     A head made by hand derives the same meanings as a parsed one, `authority` apart.
     """
 
-    __slots__ = ("authority", "method", "target")
+    __slots__ = ("_upgrade", "authority", "method", "target")
 
     def __init__(
         self,
@@ -185,6 +187,7 @@ class RequestHead(_Head):
         self.method = method
         self.target = target
         self.authority = authority
+        self._upgrade: bytes | Literal[False] | None = False  # not derived yet
 
     @property
     def framing(self) -> Framing:
@@ -199,7 +202,9 @@ class RequestHead(_Head):
     @property
     def upgrade(self) -> bytes | None:
         """The protocol asked for, lower-case: exactly one, and only where no body stands before its first byte."""
-        return self._protocol() if self.framing.empty else None
+        if self._upgrade is False:
+            self._upgrade = self._protocol() if self.framing.empty else None
+        return self._upgrade
 
     @property
     def expect_continue(self) -> bool:

@@ -47,8 +47,12 @@ class Outbox:
         if not (self.waiting or self.tail) and self.size <= JOIN_MOST:
             fresh = self.fresh
             data = fresh[0] if len(fresh) == 1 else b"".join(fresh)
-            self.fresh = []
-            self._offered(data, stream.send_nowait(data))
+            fresh.clear()
+            sent = stream.send_nowait(data)
+            if sent == self.size:
+                left, self.size, self.cost = self.cost, 0, 0
+                return left
+            self._offered(data, sent)
         else:
             self._settle()
             if stream.writable:

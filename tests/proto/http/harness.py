@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from netbore.proto.errors import LocalProtocolError
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.headers import Forwarding, to_host, to_viewer
 from netbore.proto.http.host import HostConnection
-from netbore.proto.http.messages import ResponseHead
+from netbore.proto.http.messages import RequestHead, ResponseHead
 from netbore.proto.http.sides import LIMITS, ExchangeLimits
 from netbore.proto.http.viewer import ViewerConnection
 from netbore.proto.stream import Data, Sink
@@ -216,13 +215,9 @@ class World:
         self.note(exchange)
         self.send(exchange)
 
-    def send(self, exchange: Exchange) -> None:
-        exchange.forward(
-            self.take(),
-            to_host(exchange.request, FORWARDING),
-            partial(self.rewrite),
-            self.send if self.retry else None,
-        )
+    def send(self, exchange: Exchange, head: RequestHead | None = None) -> None:
+        head = head or to_host(exchange.request, FORWARDING)
+        exchange.forward(self.take(), head, self.rewrite, self.send if self.retry else None)
 
     @staticmethod
     def rewrite(head: ResponseHead) -> ResponseHead:
