@@ -28,12 +28,16 @@ from netbore.link.link import Link
 from netbore.link.poller import Poller
 from netbore.link.simulated import Conditions, Path, SimulatedTransport
 from netbore.proto import pipe
-from netbore.proto.wire import FIRST_ROOM, MAX_ROOM, STREAM_WINDOW
+from netbore.proto.wire import FIRST_ROOM, STREAM_WINDOW
 from netbore.testing import DOMAIN, World, open_world
 from tests.talkers import Traffic
 
 #: Seconds between two breaks.
 EVERY = 0.05
+#: Seconds between the moments at which anything arrives; no divisor of EVERY.
+TICK = 0.0043
+#: Turns of the Poller in EVERY seconds that are too many.
+SPIN = 500
 STREAMS = 16
 CONNECT = ConnectLimits(
     dial_seconds=0.3, handshake_seconds=0.3, retry_first_seconds=0.002, retry_most_seconds=0.02, retry_reset_seconds=0.0
@@ -50,7 +54,7 @@ class Flavour:
     #: Beyond the reserve and the room, bytes.
     budget: int = 64 * 1024 * 1024
     websocket: bool = False
-    conditions: Conditions = Conditions(latency=(0.0005, 0.004), segment=5000, capacity=12000)
+    conditions: Conditions = Conditions(latency=(0.0005, 0.008), tick=TICK, segment=5000, capacity=12000)
     largest: int = 40000
 
     def config(self) -> EdgeConfig:
@@ -62,14 +66,14 @@ class Flavour:
 TIGHT = Flavour("tight")
 FLAVOURS = (
     TIGHT,
-    Flavour("websocket", websocket=True, conditions=Conditions(latency=(0.0005, 0.004), capacity=20000)),
+    Flavour("websocket", websocket=True, conditions=Conditions(latency=(0.0005, 0.006), tick=TICK, capacity=20000)),
     Flavour(
         "wide",
-        room=(FIRST_ROOM, MAX_ROOM),
-        conditions=Conditions(latency=(0.002, 0.02), capacity=1024 * 1024),
-        largest=400000,
+        room=(FIRST_ROOM // 2, FIRST_ROOM * 2),
+        conditions=Conditions(latency=(0.0005, 0.018), tick=TICK, capacity=1024 * 1024),
+        largest=800000,
     ),
-    Flavour("poor", budget=6 * STREAM_WINDOW, conditions=Conditions(latency=(0.0005, 0.004), segment=3000)),
+    Flavour("poor", budget=6 * STREAM_WINDOW, conditions=Conditions(latency=(0.0005, 0.008), tick=TICK, segment=3000)),
 )
 
 
@@ -78,6 +82,9 @@ class Counts:
     """What happened."""
 
     breaks: int = 0
+    #: Streams in the middle of something, summed over the breaks; breaks at which bytes were unacknowledged in both directions.
+    busy: int = 0
+    loaded: int = 0
     dials: int = 0
     resumes: int = 0
     #: Cut on the way, by direction.
@@ -171,11 +178,13 @@ class Breaker:
         self._full = [False, False]
         self.edge: AgentLink | None = None
         self.agent: Link | None = None
+        self.traffic: Traffic | None = None
+        self._looked = world.poller.now, 0  # when, and after how many turns, `audit` looked last
         world.on_dial = self._on_dial
 
-    def watch(self, edge: AgentLink, agent: Agent) -> None:
+    def watch(self, edge: AgentLink, agent: Agent, traffic: Traffic | None = None) -> None:
         """From now on the Link is up."""
-        self.edge, self.agent = edge, agent.link
+        self.edge, self.agent, self.traffic = edge, agent.link, traffic
         restore = edge.restore
         self.counts.dials = 0
 
@@ -228,14 +237,23 @@ class Breaker:
             self.counts.full_rooms += full and not self._full[side]
             self._full[side] = full
 
+    def _note_traffic(self) -> None:
+        assert self.edge is not None
+        assert self.agent is not None
+        self.counts.busy += self.traffic.busy if self.traffic is not None else 0
+        self.counts.loaded += all(one.sent > one.acked for one in (self.edge.link.session.pipe, self.agent.session.pipe))
+
     # Breaking
 
     async def run(self, seconds: float, patient: bool) -> None:
-        """Break the newest transport every 50 ms for `seconds`. Two breaks of a `patient` run are silent."""
+        """Break the newest transport every 50 ms for `seconds`. In the second half of a `patient` run a few breaks are silent."""
         number_of_breaks = int(seconds / EVERY)
-        silences = dict(zip(self.random.sample(range(number_of_breaks), 2), (True, False), strict=True)) if patient else {}
+        second_half = range(number_of_breaks // 2, number_of_breaks)
+        silent = self.random.sample(second_half, 3 + number_of_breaks // 400) if patient else []
+        silences = {number: place % 3 < 2 for place, number in enumerate(silent)}
         for number in range(number_of_breaks):
             self.audit()
+            self._note_traffic()
             if number in silences:
                 await self._break_silently(stall=silences[number])
             else:
@@ -294,6 +312,10 @@ class Breaker:
 
     async def _break_silently(self, stall: bool) -> None:
         """Half-open until both sides have noticed; after a `stall` what was under way arrives in the next handshake."""
+        assert self.edge is not None
+        assert self.agent is not None
+        while self.edge.link.broken or self.agent.broken:  # noqa: ASYNC110 - on a clock that jumps
+            await trio.sleep(TICK)
         path = self.newest
         assert path is not None
         self.counts.silent += 1
@@ -328,6 +350,13 @@ class Breaker:
         assert not wrong, wrong
         assert self.agent.ended is None, f"the Link has ended: {self.agent.ended}"
         assert self.world.poller.counters.crashes == 0, "a callback of the Poller raised"
+        self._look_for_spinning(self.world.poller.now, self.world.poller.counters.turns)
+
+    def _look_for_spinning(self, now: float, turns: int) -> None:
+        """Between two breaks there are 25 turns or so, at most 60; who has output and never gets it off makes thousands."""
+        (before, turns_before), self._looked = self._looked, (now, turns)
+        most = SPIN * (1 + int((now - before) / EVERY))
+        assert turns - turns_before <= most, f"{turns - turns_before} turns in {now - before:.3f} s: somebody spins"
 
     def count_paths(self) -> None:
         """What can be counted when all is over."""
@@ -364,7 +393,7 @@ async def scenario(seed: int, flavour: Flavour, seconds: float) -> Counts:
             assert agent.link is not None
             traffic = Traffic(world.poller, edge.link, agent.link, random, handle=tunnel.handle)
             traffic.largest = flavour.largest
-            breaker.watch(edge, agent)
+            breaker.watch(edge, agent, traffic)
             traffic.start()
             await breaker.run(seconds, patient=seed % 3 == 0)
             await _come_to_an_end(breaker, traffic)

@@ -4,10 +4,15 @@ Theory of operation. A `Talker` is the sink of one end of a Stream. It says its 
 half; what it hears it consumes as its `Manner` is. Two of them are a `Conversation`, which is over when both have ended both
 halves, and is then judged: what was heard is what was said, or, where a side stopped or reset, its beginning. `Traffic` keeps
 a number of conversations going between the two ends of one Link.
+
+How much is said is chosen so that a simulated minute is cheap and yet every Stream is in the middle of something at every
+break: words are as long as they can be, pieces and pauses few. Pauses end on a common beat, so that those who paused go on in
+one turn.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum, auto
 from hashlib import sha256
@@ -20,6 +25,11 @@ from netbore.link.poller import Poller
 from netbore.proto.mux_stream import MuxStream
 from netbore.proto.stream import Data
 from netbore.proto.wire import Code, Kind
+
+#: Seconds between the moments at which pauses end; no divisor of the time between breaks, which then fall anywhere in it.
+BEAT = 0.007
+#: Conversations at a time.
+SLOTS = 20
 
 
 class Manner(Enum):
@@ -47,7 +57,8 @@ class Talker:
         self.heard = bytearray()
         self.wrong: list[str] = []
         self.manner = random.choice(MANNERS)
-        self.most = random.choice((50, 2000, 30000))  # bytes of a piece
+        # Bytes of a piece; many words are not said in thousands of pieces.
+        self.most = max(random.choice((50, 2000, 30000)), len(words) // 50)
         self.pause = random.choice((0.0, 0.02, 0.3))  # chance of one behind a piece
         self.pauses = 20  # at most
         self.patience = random.randint(1, 20000)  # bytes that a quitter hears
@@ -75,7 +86,7 @@ class Talker:
         if stream is None or self._pausing or self._ended_speech:
             return
         while self.said < len(self.words):
-            piece = memoryview(self.words)[self.said : self.said + self.random.randint(1, self.most)]
+            piece = memoryview(self.words)[self.said : self.said + 1 + int(self.random.random() * self.most)]
             taken = stream.send_nowait(piece)
             self.said += taken
             if taken < len(piece):
@@ -83,7 +94,7 @@ class Talker:
             if self.pauses and self.random.random() < self.pause:
                 self.pauses -= 1
                 self._pausing = True
-                self._later(self.random.uniform(0, 0.1), self._go_on)
+                self._later(self.random.uniform(0, 0.2), self._go_on)
                 return
         stream.send_eof()
         self._end_speech()
@@ -170,7 +181,7 @@ class Talker:
             self.wrong.append(text)
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
-        self.poller.call_at(self.poller.now + seconds, call)
+        self.poller.call_at(math.ceil((self.poller.now + seconds) / BEAT) * BEAT, call)
 
 
 @attrs.define(eq=False)
@@ -207,7 +218,7 @@ def _judge(speaker: Talker, hearer: Talker, which: str) -> list[str]:
 class Traffic:
     """`slots` conversations at a time over one Link, every other one opened from the Edge."""
 
-    def __init__(self, poller: Poller, edge: Link, agent: Link, random: Random, *, handle: int, slots: int = 20) -> None:
+    def __init__(self, poller: Poller, edge: Link, agent: Link, random: Random, *, handle: int, slots: int = SLOTS) -> None:
         self.poller = poller
         self.random = random
         self.links = (edge, agent)
@@ -229,6 +240,11 @@ class Traffic:
     @property
     def over(self) -> bool:
         return not any(self.running)
+
+    @property
+    def busy(self) -> int:
+        """How many conversations there are now; each has words that were not heard or said yet."""
+        return sum(conversation is not None for conversation in self.running)
 
     def _open(self, slot: int) -> None:
         """The next conversation of a slot; a little later when MAX_STREAMS does not allow it now."""

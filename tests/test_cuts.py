@@ -2,6 +2,11 @@
 
 Each seed is one run of `tests.cuts.run_seed`; a failure names it, and `run_seed(seed, flavour, seconds)` repeats it. That these
 runs find what they are for is shown by planted bugs: each is found by one of the first seeds.
+
+200 seeds of a minute are 240,000 breaks, so what happens between two breaks is chosen to cost little, in steps of the scheduler
+more than in bytes: arrivals and pauses come on a coarse beat, latency takes a good part of the 50 ms, words are long and their
+pieces few. It is still enough: `spared` asks for all 20 Streams in the middle of something at every break, for bytes under way
+in both directions at most breaks, and for each kind of fault as a share of the breaks.
 """
 
 from __future__ import annotations
@@ -31,52 +36,51 @@ from netbore.proto.replay import Replay
 from netbore.proto.wire import Code, Record
 from netbore.testing import open_world
 from tests.cuts import FLAVOURS, TIGHT, Counts, Flavour, run_seed
+from tests.talkers import SLOTS
 
 SEEDS = 200
 #: Seeds of one test: so many that what is asserted of their sum is certain, so few that two processes share them well.
 GROUP = 10
-#: Simulated seconds of a seed, and of the few that go on for a minute. NETBORE_CUT_SECONDS gives all seeds as long as one wishes.
-SECONDS = float(os.environ.get("NETBORE_CUT_SECONDS", "3"))
-LONG_SECONDS = max(60.0, SECONDS)
+#: Simulated seconds of a seed. NETBORE_CUT_SECONDS makes all runs as long as one wishes.
+SECONDS = float(os.environ.get("NETBORE_CUT_SECONDS", "60"))
 
 POOR = FLAVOURS[-1]
 GROUPS = [(FLAVOURS[first // GROUP % len(FLAVOURS)], first) for first in range(0, SEEDS, GROUP)]
 
 
 def spared(counts: Counts, flavour: Flavour) -> list[str]:
-    """What did not happen as often as it should in the runs of one group, in words: then they prove little."""
+    """What did not happen as often as it should in the runs of one group, in words: then they prove little.
+
+    All that chance decides is asked for at no more than two thirds of what the poorest group has.
+    """
+    breaks = counts.breaks
+    # Its round trips and its words are long, and its rooms grow: less happens between two breaks.
+    wide = flavour.name == "wide"
     least = {
-        "resumes": counts.breaks // 4,
-        "cut_asking": counts.breaks // 20,
-        "cut_answering": counts.breaks // 20,
-        "lost_answers": counts.breaks // 40,
-        "late": 10000,
-        "late_open": 100,
-        # A room that may grow outgrows the traffic in time.
-        "full_rooms": counts.breaks // 25 if flavour.room[0] == flavour.room[1] else 3,
+        "busy": breaks * SLOTS * 95 // 100,
+        "loaded": breaks // 2,
+        "resumes": breaks // (6 if wide else 4),
+        "cut_asking": breaks // 10,
+        "cut_answering": breaks // 8,
+        "lost_answers": breaks // 12,
+        "late": breaks * 200,
+        "late_open": breaks * 50,
+        "full_rooms": breaks // (60 if wide else 8),
         "silent": 1,
-        "in_header": counts.breaks // 25 if flavour.websocket else 0,
-        "conversations": counts.breaks // 2,
-        "wholes": counts.breaks,
+        "in_header": breaks // 20 if flavour.websocket else 0,
+        "conversations": breaks // (6 if wide else 1),
+        "wholes": breaks // (3 if wide else 1),
     }
     return [f"{name} {getattr(counts, name)} < {number}" for name, number in least.items() if getattr(counts, name) < number]
 
 
 @pytest.mark.parametrize(("flavour", "first"), GROUPS, ids=[f"{flavour.name}-{first}" for flavour, first in GROUPS])
-@pytest.mark.timeout(60 + 20 * SECONDS)
+@pytest.mark.timeout(60 + 10 * SECONDS)
 def test_every_byte_comes(flavour: Flavour, first: int) -> None:
     total = Counts()
     for seed in range(first, first + GROUP):
         total.add(run_seed(seed, flavour, SECONDS))
     assert spared(total, flavour) == [], total
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: flavour.name)
-@pytest.mark.timeout(60 + 20 * LONG_SECONDS)
-def test_every_byte_comes_for_a_minute(flavour: Flavour) -> None:
-    counts = run_seed(999, flavour, LONG_SECONDS)
-    assert spared(counts, flavour) == [], counts
-    assert counts.breaks > 1000
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: flavour.name)
@@ -129,7 +133,7 @@ def no_fence(role: Role) -> Callable[[Link, str], None]:
             return
         owner = Leak(self, old)
         self._transport = None
-        self._unsent = b""
+        self._unsent = []
         self.session.detach(self._poller.now)
         self._arm()
         old.owner = owner

@@ -12,6 +12,7 @@ own (`reset`), of which the other does not know.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from random import Random
@@ -31,6 +32,8 @@ class Conditions:
     """What a network is like. Seconds and bytes."""
 
     latency: tuple[float, float] = (0.001, 0.001)
+    #: What arrives does so at multiples of this; 0.0 is any time. A coarse one makes a long simulation cheap.
+    tick: float = 0.0
     #: Segments are cut at random up to this many bytes; None sends all in one.
     segment: int | None = None
     capacity: int = 65536
@@ -47,7 +50,7 @@ class SimulatedTransport(MemoryTransport):
         self._flight = 0
         self._fuse: int | None = None
         self._last_arrival = 0.0
-        self._arriving: deque[Callable[[], None]] = deque()
+        self._arriving: deque[tuple[float, Callable[[], None]]] = deque()
 
     def room(self) -> int:
         return max(0, super().room() - self._flight)
@@ -74,20 +77,22 @@ class SimulatedTransport(MemoryTransport):
         """Have `event` happen here after the network's latency, in the order of sending."""
         if self.path.silent:
             return
-        now = self._poller.now
-        self._last_arrival = max(self._last_arrival, now + self.path.network.latency())
-        self._arriving.append(event)
-        self._poller.call_at(self._last_arrival, self._next_arrival)
+        arrival = max(self._last_arrival, self.path.network.arrival(self._poller.now))
+        if arrival > self._last_arrival or not self._arriving:
+            self._poller.call_at(arrival, self._next_arrivals)
+        self._last_arrival = arrival
+        self._arriving.append((arrival, event))
 
-    def _next_arrival(self) -> None:
-        if self.path.silent or self.path.held or not self._arriving:
-            return
-        self._arriving.popleft()()
+    def _next_arrivals(self) -> None:
+        """What is due arrives; one timer serves all that comes at one moment."""
+        now = self._poller.now
+        while self._arriving and self._arriving[0][0] <= now and not (self.path.silent or self.path.held):
+            self._arriving.popleft()[1]()
 
     def catch_up(self) -> None:
         """What was held arrives now."""
         while self._arriving and not self.path.silent:
-            self._arriving.popleft()()
+            self._arriving.popleft()[1]()
 
     def post_catch_up(self) -> None:
         self._poller.post(self.catch_up)
@@ -229,11 +234,11 @@ class Network:
         self.paths.append(path)
         if listener is None or address in self._refused:
             path.acceptor.close()
-            poller.call_at(poller.now + self.latency() + self.latency(), path.dialler.refused)
+            poller.call_at(self.arrival(self.arrival(poller.now)), path.dialler.refused)
         else:
-            there = poller.now + self.latency()
+            there = self.arrival(poller.now)
             listener.poller.call_at(there, lambda: self._accept(path, listener))
-            poller.call_at(there + self.latency(), path.dialler.connected)
+            poller.call_at(self.arrival(there), path.dialler.connected)
         return path.dialler
 
     def _accept(self, path: Path, listener: SimulatedListener) -> None:
@@ -248,9 +253,12 @@ class Network:
 
     # Chance.
 
-    def latency(self) -> float:
+    def arrival(self, sent: float) -> float:
+        """When something arrives that is sent at the time `sent`, alone."""
         low, high = self.conditions.latency
-        return low if low == high else self._random.uniform(low, high)
+        tick = self.conditions.tick
+        arrival = sent + (low if low == high else self._random.uniform(low, high))
+        return math.ceil(arrival / tick) * tick if tick else arrival
 
     def split(self, data: bytes) -> list[bytes]:
         most = self.conditions.segment

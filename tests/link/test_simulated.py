@@ -81,6 +81,46 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert len(traces[0]) > 2
 
 
+def test_without_latency_what_is_sent_at_one_moment_arrives_at_it() -> None:
+    async def scenario() -> None:
+        async with poller_for("simulated") as poller:
+            network = Network(Random(1), Conditions(latency=(0.0, 0.0), segment=2))
+            ours, theirs, _ = await connected(network, poller, poller)
+            moment = trio.current_time()
+            for number in range(3):
+                ours.send(b"abcdef")
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+                assert len(theirs.received) == 6 * (number + 1)
+            assert trio.current_time() == moment
+
+    run("simulated", scenario)
+
+
+def test_with_a_tick_everything_arrives_at_its_multiples() -> None:
+    moments: set[float] = set()
+
+    class Timed(Recorder):
+        def on_readable(self) -> None:
+            super().on_readable()
+            moments.add(trio.current_time())
+
+    async def scenario() -> None:
+        async with poller_for("simulated") as poller:
+            network = Network(Random(3), Conditions(latency=(0.001, 0.1), segment=50, tick=0.03))
+            ours, theirs, _ = await connected(network, poller, poller)
+            timed = Timed(theirs.transport)
+            timed.opened = 1
+            for _ in range(20):
+                ours.send(b"x" * 200)
+                await trio.sleep(0.007)
+            await until(lambda: len(timed.received) == 4000)
+
+    run("simulated", scenario)
+    assert len(moments) > 3
+    assert all(moment / 0.03 == pytest.approx(round(moment / 0.03)) for moment in moments), moments
+
+
 def test_refusals() -> None:
     async def scenario() -> None:
         async with poller_for("simulated") as poller:
