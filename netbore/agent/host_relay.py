@@ -145,7 +145,8 @@ class HostRelay(Relay):
 
     def may_give(self) -> bool:
         """Look at the Host before it is given anything. False once there is a verdict: the bytes are not given."""
-        self.host.read_now()
+        if not self.host.quiet():
+            self.host.read_now()
         if self.over or self.verdict_due:
             return False
         if not self.host_ended or self._answer_waits:

@@ -160,10 +160,7 @@ class Front:
             elif not self._covers(visit.server_name.decode(), authority.decode()):
                 exchange.refuse(PROBLEMS["misdirected"])
                 return
-        self._dispatch(visit, exchange, request)
-
-    def _dispatch(self, visit: Visit, exchange: Exchange, request: RequestHead) -> None:
-        route = self._routes.find(request.authority)
+        route = self._routes.find(authority)
         if self._hub.active:
             self._announce(visit, exchange, route)
         if route is None:

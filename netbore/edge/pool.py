@@ -82,14 +82,17 @@ class HostPool:
 
     def take(self, viewer: ViewerSide) -> HostConnection | None:
         """An idle connection that may carry a request of `viewer`, or None."""
+        idle = self._idle
+        if not idle:
+            return None
         now = self._clock()
         oldest = now - min(self._limits.idle_seconds, self._limits.patience * self._patience.at(now))
-        for at in range(len(self._idle) - 1, -1, -1):
-            host = self._idle[at]
+        for at in range(len(idle) - 1, -1, -1):
+            host = idle[at]
             if host.idle_since < oldest:
                 break
             if host.bound_to is None or host.bound_to is viewer:
-                del self._idle[at]
+                del idle[at]
                 return host
         return None
 

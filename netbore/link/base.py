@@ -95,6 +95,10 @@ class Owned:
         """Whether accepted bytes have not reached the peer's side yet; None when that cannot be told."""
         return False
 
+    def quiet(self) -> bool:
+        """Surely neither an end nor an error of the peer is here at this moment; False where that cannot be told."""
+        return False
+
     def audit(self) -> str | None:
         return None
 

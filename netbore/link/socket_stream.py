@@ -227,6 +227,11 @@ class TransportStream:
         transport.owner = self
         self._rewatch()
 
+    def quiet(self) -> bool:
+        """Surely neither an end nor an error of the peer is here at this moment. False where that cannot be told: `read_now`."""
+        transport = self._transport
+        return isinstance(transport, Owned) and transport.quiet()
+
     def read_now(self) -> None:
         """Read what is there at this moment, as far as it is wanted, and tell the sink before returning.
 
@@ -234,7 +239,7 @@ class TransportStream:
         already, though the turn has not come to this transport yet. Only from the turn.
         """
         for _ in range(READS_NOW):
-            if not self._receiving or self._paused or self._full or self._sink is None or not self._read():
+            if not self._receiving or self._paused or self._full or self._sink is None or not self.on_readable():
                 return
 
     # What the transport tells.
@@ -247,10 +252,7 @@ class TransportStream:
     def on_failed(self, error: TransportBroken) -> None:
         self._told_reset(FAILED.get(error.kind, Code.HOST_CLOSED))
 
-    def on_readable(self) -> None:
-        self._read()
-
-    def _read(self) -> bool:
+    def on_readable(self) -> bool:
         """Read once and tell the sink. Whether there was data."""
         try:
             data = self._transport.try_recv(self._read_size)

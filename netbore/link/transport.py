@@ -57,7 +57,7 @@ class Owner(Protocol):
     def on_open(self) -> None:
         """Bytes may flow; the transport's `facts` are set. Called once, before any other."""
 
-    def on_readable(self) -> None:
+    def on_readable(self) -> object:
         """`try_recv` will give bytes, the end or an error."""
 
     def on_writable(self) -> None:

@@ -440,9 +440,8 @@ class ViewerConnection(Sender):
         self._set(seconds)
 
     def _wait_for_nothing(self) -> None:
-        if self._wait is not _NOTHING:
-            self._wait = _NOTHING
-            self._unset()
+        # The deadline is left as it is: it passes without effect, and mostly another is set before.
+        self._wait = _NOTHING
 
     def _body_late(self, exchange: Exchange) -> None:
         if exchange.waits_for_host or exchange.phase > _FORWARDED:
