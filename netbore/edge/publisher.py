@@ -165,7 +165,7 @@ class Publisher:
         if (before.owner, before.target) != (tunnel.owner, tunnel.target):
             entry.target.other_host()
         if before.pool != tunnel.pool:
-            entry.target.pooled = tunnel.pool
+            entry.target.set_pooled(tunnel.pool)
         return entry
 
     def _add(self, entry: Published, agent: AgentLink, handle: int) -> None:

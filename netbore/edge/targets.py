@@ -152,7 +152,8 @@ class HostTarget:
         self.poller = poller
         self.clock = poller.clock
         self.limits = limits = limits or HostLimits()
-        self._pooled = pooled
+        #: Connections are used again; see `set_pooled`.
+        self.pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
         self._patience = Patience()
         self.memo = HeadMemo()
@@ -166,14 +167,9 @@ class HostTarget:
         """How the Host can be reached, suspended ways included."""
         return tuple(self._ways)
 
-    @property
-    def pooled(self) -> bool:
-        """Connections are used again."""
-        return self._pooled
-
-    @pooled.setter
-    def pooled(self, pooled: bool) -> None:
-        self._pooled = pooled
+    def set_pooled(self, pooled: bool) -> None:
+        """Whether connections are used again, from now on."""
+        self.pooled = pooled
         if not pooled:
             self.close_idle()
 
@@ -218,7 +214,7 @@ class HostTarget:
         ways = self._ways
         problem = PROBLEMS["agent_offline"]
         # A second try gets a new connection: other idle ones may be just as dead, and there is no third.
-        pooled = self._pooled and not exchange.retries
+        pooled = self.pooled and not exchange.retries
         for _ in range(len(ways)):
             self._next = (self._next + 1) % len(ways)
             way = ways[self._next]

@@ -391,7 +391,6 @@ class MuxStream:
         """Both halves have ended."""
         return self.sending_half is _ENDED and self.receiving_half is _ENDED
 
-    @property
     def simple(self) -> bool:
         """Nothing may leave but DATA."""
         return self.opened and not self.eof_queued and self.reset_queued is None

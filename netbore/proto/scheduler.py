@@ -164,7 +164,7 @@ class Scheduler:
         ready = self._ready
         while ready and room > 0:
             stream = ready[0]
-            if 0 < stream.queued <= min(stream.credit, room - _HEADER, self._left) and stream.simple:
+            if 0 < stream.queued <= min(stream.credit, room - _HEADER, self._left) and stream.simple():
                 room -= self._whole(stream)
                 continue
             if not stream.opened:

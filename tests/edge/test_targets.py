@@ -208,7 +208,7 @@ async def test_a_tunnel_that_is_not_pooled_any_more_closes_what_is_idle(autojump
         await one.hosts[0].send_all(ANSWER)
         await response(viewer)
         assert len(way.pool) == 1
-        one.target.pooled = False
+        one.target.set_pooled(False)
         assert len(way.pool) == 0
 
 

@@ -100,7 +100,7 @@ _HEAD, _BODY, _DONE = _State
 class _Reader(ABC):
     """What both directions share: the states, the bytes that wait, and staying broken."""
 
-    __slots__ = ("_body", "_broken", "_collector", "_limits", "_memo", "_rest", "_second_opinion", "_state")
+    __slots__ = ("_body", "_broken", "_collector", "_limits", "_memo", "_second_opinion", "_state", "rest")
 
     def __init__(self, limits: HttpLimits, state: _State, second_opinion: Opinion, memo: HeadMemo | None) -> None:
         self._memo = memo
@@ -109,7 +109,8 @@ class _Reader(ABC):
         self._second_opinion = second_opinion
         self._collector = Collector(b"\r\n\r\n")
         self._body: BodyReader | None = None
-        self._rest = bytearray()
+        #: Bytes that wait behind a whole message.
+        self.rest = bytearray()
         self._broken: BadMessage | None = None
 
     @property
@@ -117,15 +118,10 @@ class _Reader(ABC):
         """Some bytes of a head have arrived, but not all."""
         return bool(self._collector.held)
 
-    @property
-    def buffered(self) -> int:
-        """How many bytes wait behind a whole message."""
-        return len(self._rest)
-
     def leftover(self) -> bytes:
         """Take the bytes behind a whole message away: another protocol's, after an upgrade."""
-        rest = bytes(self._rest)
-        self._rest.clear()
+        rest = bytes(self.rest)
+        self.rest.clear()
         return rest
 
     def feed(self, data: Data) -> list[Piece]:
@@ -153,7 +149,7 @@ class _Reader(ABC):
             elif self._state is _BODY:
                 at = self._read_body(data, at, pieces)
             else:
-                self._rest += data[at:]
+                self.rest += data[at:]
                 return
 
     def _read_head(self, data: Data, at: int, pieces: list[Piece]) -> int:
@@ -221,7 +217,7 @@ class RequestReader(_Reader):
         assert self._state is _DONE
         self._state = _HEAD
         self._blank = False
-        return self.feed(self.leftover()) if self._rest else []
+        return self.feed(self.leftover()) if self.rest else []
 
     def feed_eof(self) -> list[Piece]:
         """The Viewer's bytes have ended. Raises Truncated in the middle of a request, and may be asked again after `next`."""
@@ -295,7 +291,7 @@ class ResponseReader(_Reader):
         Raises BadMessage where bytes wait already, for they cannot be the answer.
         """
         assert self._state is _DONE
-        if self._rest:
+        if self.rest:
             self._broken = BadMessage(502, "bytes before the request")
         if self._broken is not None:
             raise self._broken

@@ -178,7 +178,6 @@ def make_request(method: bytes, target: bytes, minor: int, headers: Headers) -> 
         raise BadMessage(400, "no Host")
     if not target.startswith(b"/") or b"#" in target:
         head = _resolved(head)
-    head.derive()
     if head.fields.get(b"expect", b"100-continue").lower() != b"100-continue":
         raise BadMessage(417, "unknown expectation")
     return head
@@ -219,8 +218,7 @@ def _is_ipv6(text: bytes) -> bool:
 
 def make_response(status: int, reason: bytes, minor: int, headers: Headers, method: bytes) -> ResponseHead:
     """What the parts of a response head mean together, after a request by `method`. Raises BadMessage."""
-    head = ResponseHead(status, reason, minor, headers)
-    head.derive(method)
+    head = ResponseHead(status, reason, minor, headers, method=method)
     if status == 101 and head.upgrade is None:
         raise BadMessage(502, "switch to no known protocol")
     return head

@@ -11,7 +11,7 @@ rule are apart because different parts know what they need:
 from __future__ import annotations
 
 import re
-from typing import Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
 from netbore.proto.http.head import parse_host
@@ -205,7 +205,8 @@ def to_viewer(head: ResponseHead, *, apex: bytes) -> ResponseHead:
     """
     derived = head.derived
     if derived is not None and derived[0] is apex:
-        return cast("ResponseHead", derived[1])
+        known: ResponseHead = derived[1]
+        return known
     made = _to_viewer(head, apex)
     head.derived = (apex, made)
     return made
@@ -256,7 +257,8 @@ def framed(head: ResponseHead, *, viewer_minor: int, keep_alive: bool) -> Respon
     key = _CONNECTIONS[viewer_minor][keep_alive]
     derived = head.derived
     if derived is not None and derived[0] is key:
-        return cast("ResponseHead", derived[1])
+        known: ResponseHead = derived[1]
+        return known
     made = _framed(head, viewer_minor, keep_alive)
     head.derived = (key, made)
     return made

@@ -8,10 +8,9 @@ nobody asked for could only become the answer to somebody else's request. Its ow
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from math import inf
-from typing import Final, Protocol
+from typing import Protocol
 
 from netbore.proto.errors import LocalProtocolError
 from netbore.proto.http.codec import HeadMemo, Opinion, ResponseReader, emit_last_chunk, emit_request
@@ -23,10 +22,6 @@ from netbore.proto.http.sender import Sender
 from netbore.proto.http.sides import LIMITS, ExchangeLimits, ViewerSide
 from netbore.proto.stream import Data, Stream
 from netbore.proto.wire import Code
-
-_HINT: Final = re.compile(rb"(?:^|[,; \t])timeout[ \t]*=[ \t]*([0-9]{1,6})", re.IGNORECASE)
-#: Authentication that belongs to a connection instead of a request (RFC 4559).
-_BOUND: Final = (b"ntlm", b"negotiate")
 
 
 class HostOwner(Protocol):
@@ -119,8 +114,7 @@ class HostConnection(Sender):
             exchange.viewer.freeze()
         self._reader.expect(head.method, exchange.request.upgrade)
         self.outbox.put(emit_request(head))
-        authorization = exchange.request.fields.get(b"authorization")
-        if authorization is not None and _is_bound(authorization):
+        if exchange.request.bound:
             self.bound_to = exchange.viewer
 
     def send_end(self, trailers: Headers) -> None:
@@ -158,7 +152,7 @@ class HostConnection(Sender):
 
     def finish(self) -> None:
         """The Exchange is over, the response whole: become idle, or close."""
-        reusable = self.reusable
+        reusable = self.reusable()
         cut = self.outbox.size > 0 or (not (self._opaque or self._sent) and self.stream.sending)
         self._leave()
         if cut:
@@ -188,7 +182,6 @@ class HostConnection(Sender):
 
     # --- the owner ---
 
-    @property
     def reusable(self) -> bool:
         """It may carry another Exchange (docs/http.md section 5)."""
         head, stream = self._head, self.stream
@@ -346,26 +339,18 @@ class HostConnection(Sender):
 
     def _take_head(self, exchange: Exchange, head: ResponseHead) -> bool:
         """Pass a head on. False when the Exchange let go of this connection."""
-        status = head.status
-        if status >= 200:
+        if head.status >= 200:
             self._head = head
-            if status == 401 or b"keep-alive" in head.fields:
-                self._learn(exchange, head)
+            if head.patience is not None:
+                self.hinted_timeout = head.patience
+            if head.bound:
+                self.bound_to = exchange.viewer
         return exchange.response_head(head)
 
     def _take_end(self, exchange: Exchange, end: End) -> None:
         self._whole = True
-        self._spoilt = self._spoilt or self._reader.buffered > 0
+        self._spoilt = self._spoilt or bool(self._reader.rest)
         exchange.response_end(end.trailers)
-
-    def _learn(self, exchange: Exchange, head: ResponseHead) -> None:
-        """What a response says about its connection."""
-        fields = head.fields
-        hint = fields.get(b"keep-alive")
-        if hint is not None and (found := _HINT.search(hint)):
-            self.hinted_timeout = int(found[1])
-        if head.status == 401 and _is_bound(fields.get(b"www-authenticate", b"")):
-            self.bound_to = exchange.viewer
 
     def _pass_leftover(self, exchange: Exchange, size: int) -> int:
         """After a 101: what came behind its head is the first of the opaque bytes."""
@@ -419,7 +404,3 @@ class HostConnection(Sender):
             self.outbox.clear()
             self._unset()
             self.owner.on_closed(self)
-
-
-def _is_bound(value: bytes) -> bool:
-    return any(part.strip().startswith(_BOUND) for part in value.lower().split(b","))

@@ -2,7 +2,7 @@
 
 Theory of operation. A message is a head, then slices of its body (`Data`), then an `End`. How a head is *spelled* is checked
 in `head.py`; what it *means* is here: which framing its body has, whether its connection stays, what it wants to upgrade to.
-Meanings are derived from `fields`, an index by lower-case name that is made once, at first use: a head that is only emitted
+Meanings come from `fields`, an index by lower-case name that is made once, at first use: a head that is only emitted
 never pays for it.
 
 In `fields` the lines of one name are joined by ", ". A repeated Content-Length or Host therefore has a comma in it and
@@ -12,7 +12,7 @@ fails the grammar of a single one, so repetition needs no rule of its own.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import attrs
 
@@ -23,6 +23,10 @@ Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 #: One protocol of an Upgrade header; a list of them does not match.
 _PROTOCOL: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++(?:/[!#$%&'*+\-.^_`|~0-9A-Za-z]++)?+")
+
+_HINT: Final = re.compile(rb"(?:^|[,; \t])timeout[ \t]*=[ \t]*([0-9]{1,6})", re.IGNORECASE)
+#: Authentication that belongs to a connection instead of a request (RFC 4559).
+_BOUND: Final = (b"ntlm", b"negotiate")
 
 #: 10^18 - 1 fits every peer's 64 signed bits.
 LENGTH_DIGITS: Final = 18
@@ -105,21 +109,27 @@ def index(headers: Headers) -> dict[bytes, bytes]:
 
 
 class _Head:
-    """What request and response heads share. What they mean is derived at first use and kept.
+    """What request and response heads share.
+
+    `framing` is how its body is framed. `keep_alive`: the sender would let the connection go on after this message, whatever the
+    body's framing. `bound`: it authenticates its connection and not itself (RFC 4559), so nobody else may use that. What a head
+    means is settled as it is made; one that was made of another, with its `framing`, has no other meaning: it only goes out.
 
     `derived` and `text` are for the modules that make other heads and bytes of this one: a head may come again and again
     (see `codec.HeadMemo`), and what follows from it stays the same.
     """
 
-    __slots__ = ("_connection", "_fields", "_framing", "_keep_alive", "derived", "headers", "minor", "text")
+    __slots__ = ("_connection", "_fields", "bound", "derived", "framing", "headers", "keep_alive", "minor", "text")
 
-    def __init__(self, minor: int, headers: Headers, framing: Framing | None) -> None:
+    framing: Framing
+    keep_alive: bool
+    bound: bool
+
+    def __init__(self, minor: int, headers: Headers) -> None:
         self.minor = minor
         self.headers = headers
-        self._framing = framing
         self._fields: dict[bytes, bytes] | None = None
         self._connection: frozenset[bytes] | None = None
-        self._keep_alive: bool | None = None
         self.derived: tuple[object, Any] | None = None
         self.text: bytes | None = None
 
@@ -146,13 +156,10 @@ class _Head:
             self._connection = _NO_TOKENS if value is None else tokens(value)
         return self._connection
 
-    @property
-    def keep_alive(self) -> bool:
-        """The sender would let the connection go on after this message. Says nothing of the body's framing."""
-        if self._keep_alive is None:
-            wanted = self.minor == 1 or b"keep-alive" in self.connection
-            self._keep_alive = wanted and b"close" not in self.connection
-        return self._keep_alive
+    def _settle(self, credentials: bytes | None) -> None:
+        connection = self.connection
+        self.keep_alive = (self.minor == 1 or b"keep-alive" in connection) and b"close" not in connection
+        self.bound = credentials is not None and _is_bound(credentials)
 
     def _protocol(self) -> bytes | None:
         """The one protocol of Upgrade, lower-case. HTTP/2 is never offered, for its bytes could not be checked per request."""
@@ -168,10 +175,13 @@ class RequestHead(_Head):
 
     `method` is kept as received, `target` is in origin-form or `*`, `minor` is 0 or 1 (HTTP/1.minor). `authority` is the host
     that is asked for: lower-case, without trailing dot and port, b"" where an HTTP/1.0 request names none.
-    A head made by hand derives the same meanings as a parsed one, `authority` apart.
+    `upgrade` is the protocol asked for, lower-case: exactly one, and only where no body stands before its first byte.
+    A head made by hand has the same meanings as a parsed one, `authority` apart. Raises BadMessage for an ambiguous framing.
     """
 
-    __slots__ = ("_upgrade", "authority", "method", "target")
+    __slots__ = ("authority", "method", "target", "upgrade")
+
+    upgrade: bytes | None
 
     def __init__(
         self,
@@ -183,28 +193,16 @@ class RequestHead(_Head):
         authority: bytes = b"",
         framing: Framing | None = None,
     ) -> None:
-        super().__init__(minor, headers, framing)
+        super().__init__(minor, headers)
         self.method = method
         self.target = target
         self.authority = authority
-        self._upgrade: bytes | Literal[False] | None = False  # not derived yet
-
-    @property
-    def framing(self) -> Framing:
-        """The body's framing. Raises BadMessage where it is ambiguous, which parsing has excluded."""
-        return self._framing or self.derive()
-
-    def derive(self) -> Framing:
-        """Settle `framing` now."""
-        self._framing = _declared(self.minor, self.fields) or Framing.NONE
-        return self._framing
-
-    @property
-    def upgrade(self) -> bytes | None:
-        """The protocol asked for, lower-case: exactly one, and only where no body stands before its first byte."""
-        if self._upgrade is False:
-            self._upgrade = self._protocol() if self.framing.empty else None
-        return self._upgrade
+        if framing is not None:
+            self.framing = framing
+            return
+        self.framing = _declared(minor, self.fields) or Framing.NONE
+        self.upgrade = self._protocol() if self.framing.empty else None
+        self._settle(self.fields.get(b"authorization"))
 
     @property
     def expect_continue(self) -> bool:
@@ -218,28 +216,37 @@ class RequestHead(_Head):
 class ResponseHead(_Head):
     """The head of a response. `status` is 100 to 999, `reason` may be empty, `minor` is 0 or 1.
 
-    `framing` depends on the request too: a head that was parsed has the right one, a head made by hand answers a GET.
+    `framing` depends on the `method` of the request too (RFC 9112 section 6.3). `patience` is for how many seconds the Host keeps
+    the connection when idle, None where it does not say. `upgrade` is the protocol that a 101 switches to, lower-case; None for
+    any other status. Raises BadMessage where two readers could differ, a body on a response that can have none included.
     """
 
-    __slots__ = ("reason", "status")
+    __slots__ = ("patience", "reason", "status", "upgrade")
 
-    def __init__(self, status: int, reason: bytes, minor: int, headers: Headers, *, framing: Framing | None = None) -> None:
-        super().__init__(minor, headers, framing)
+    patience: int | None
+    upgrade: bytes | None
+
+    def __init__(
+        self,
+        status: int,
+        reason: bytes,
+        minor: int,
+        headers: Headers,
+        *,
+        method: bytes = b"GET",
+        framing: Framing | None = None,
+    ) -> None:
+        super().__init__(minor, headers)
         self.status = status
         self.reason = reason
-
-    @property
-    def framing(self) -> Framing:
-        """The body's framing. Raises BadMessage where it is ambiguous, which parsing has excluded."""
-        return self._framing or self.derive(b"GET")
-
-    def derive(self, method: bytes) -> Framing:
-        """Settle `framing` now, for the response to a request by `method` (RFC 9112 section 6.3).
-
-        Raises BadMessage where two readers could differ, a body on a response that can have none included.
-        """
-        self._framing = self._framed(method)
-        return self._framing
+        if framing is not None:
+            self.framing = framing
+            return
+        self.framing = self._framed(method)
+        self.upgrade = self._protocol() if status == 101 else None
+        hint = _HINT.search(self.fields.get(b"keep-alive", b""))
+        self.patience = int(hint[1]) if hint else None
+        self._settle(self.fields.get(b"www-authenticate") if status == 401 else None)
 
     def _framed(self, method: bytes) -> Framing:
         declared = _declared(self.minor, self.fields)
@@ -255,11 +262,6 @@ class ResponseHead(_Head):
     def informational(self) -> bool:
         """A 1xx: a final response follows, except after 101."""
         return self.status < 200
-
-    @property
-    def upgrade(self) -> bytes | None:
-        """The protocol that a 101 switches to, lower-case; None for any other status."""
-        return self._protocol() if self.status == 101 else None
 
     def __repr__(self) -> str:
         return f"ResponseHead({self.status}, {self.reason!r}, {self.minor}, {self.headers!r})"
@@ -288,6 +290,10 @@ def _declared(minor: int, fields: dict[bytes, bytes]) -> Framing | None:
     if coding.lower() != b"chunked":
         raise BadMessage(501, "unknown transfer coding")
     return Framing.CHUNKED
+
+
+def _is_bound(value: bytes) -> bool:
+    return any(part.strip().startswith(_BOUND) for part in value.lower().split(b","))
 
 
 def _number(value: bytes) -> int:

@@ -9,36 +9,29 @@ from math import inf
 class Timed:
     """Something with one deadline at a time. `deadline` is in seconds on `clock`, `inf` when there is none."""
 
-    __slots__ = ("_left", "clock", "deadline")
+    __slots__ = ("_left", "clock", "deadline", "frozen")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.deadline = inf
-        #: Seconds that were left when it froze; None while it runs.
-        self._left: float | None = None
-
-    @property
-    def frozen(self) -> bool:
-        """Deadlines stand still."""
-        return self._left is not None
+        #: Deadlines stand still.
+        self.frozen = False
+        self._left = inf  # seconds, when it froze
 
     def _set(self, seconds: float) -> None:
-        if self._left is None:
-            self.deadline = self.clock() + seconds
-        else:
+        if self.frozen:
             self._left = seconds
+        else:
+            self.deadline = self.clock() + seconds
 
     def _unset(self) -> None:
-        if self._left is None:
-            self.deadline = inf
-        else:
-            self._left = inf
+        self.deadline = self._left = inf
 
     def _freeze(self) -> None:
+        self.frozen = True
         self._left = self.deadline - self.clock()
         self.deadline = inf
 
     def _thaw(self, now: float) -> None:
-        assert self._left is not None
+        self.frozen = False
         self.deadline = now + self._left
-        self._left = None

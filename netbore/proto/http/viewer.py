@@ -369,7 +369,7 @@ class ViewerConnection(Sender):
         if self.closed:
             return
         exchange = self.exchange
-        hold = self._reader.buffered if exchange is not None and exchange.request_ended else 0
+        hold = len(self._reader.rest) if exchange is not None and exchange.request_ended else 0
         credit, self._credit = self._credit, 0
         if not self._broken:
             credit += self._held - hold

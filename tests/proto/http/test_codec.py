@@ -71,7 +71,7 @@ def three_ways(text: bytes, method: bytes = b"GET") -> list[object]:
     """The pieces of a whole message, the same when it comes whole, byte by byte, as views, and with more behind it."""
     whole = reader_of(text, method)
     pieces = plain(whole.feed(text))
-    assert whole.buffered == 0
+    assert len(whole.rest) == 0
     single = reader_of(text, method)
     bytewise: list[Piece] = []
     for at in range(len(text)):
@@ -80,9 +80,9 @@ def three_ways(text: bytes, method: bytes = b"GET") -> list[object]:
     assert plain(bytewise) == pieces
     trailing = reader_of(text, method)
     assert plain(trailing.feed(memoryview(text + b"surplus\r\n\r\n"))) == pieces
-    assert trailing.buffered == 11
+    assert len(trailing.rest) == 11
     assert trailing.leftover() == b"surplus\r\n\r\n"
-    assert trailing.buffered == 0
+    assert len(trailing.rest) == 0
     return pieces
 
 
@@ -203,12 +203,12 @@ def test_pipelining_stops_at_each_end() -> None:
     two = b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
     first = reader.feed(one + two[:9])
     assert [type(piece) for piece in first] == [RequestHead, memoryview, End]
-    assert reader.buffered == 9
+    assert len(reader.rest) == 9
     assert not reader.started
     assert reader.feed(two[9:12]) == []
     assert reader.next() == []
     assert reader.started
-    assert reader.buffered == 0
+    assert len(reader.rest) == 0
     second = reader.feed(two[12:] + one)
     assert isinstance(second[0], RequestHead)
     assert second[0].target == b"/2"
@@ -309,7 +309,7 @@ def test_surplus_is_never_a_response() -> None:
     reader = ResponseReader()
     reader.expect(b"GET")
     assert len(reader.feed(text + text)) == 2
-    assert reader.buffered == len(text)
+    assert len(reader.rest) == len(text)
     for _ in range(2):
         with pytest.raises(BadMessage) as caught:
             reader.expect(b"GET")

@@ -118,9 +118,9 @@ def test_unsent_request_is_not_reusable() -> None:
     world.stream.feed(GET)
     world.stream.room = 10
     world.host.feed(OK)
-    assert not world.hosts[0].reusable
+    assert not world.hosts[0].reusable()
     world.host.take(1 << 20)
-    assert world.hosts[0].reusable
+    assert world.hosts[0].reusable()
 
 
 def test_busy_connection_cannot_start() -> None:
