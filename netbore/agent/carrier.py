@@ -68,7 +68,7 @@ def _plain(poller: Poller, inner: Transport, edge: EdgeUrl, context: ssl.SSLCont
 
 
 def _tls(poller: Poller, inner: Transport, edge: EdgeUrl, context: ssl.SSLContext) -> Transport:
-    return TlsTransport.client(poller, inner, context, server_name=edge.host, link=True)
+    return TlsTransport.client(poller, inner, context, server_name=edge.host)
 
 
 def _wss(poller: Poller, inner: Transport, edge: EdgeUrl, context: ssl.SSLContext) -> Transport:

@@ -11,6 +11,20 @@ from netbore.link.poller import Poller
 from netbore.link.transport import Facts, Owner, TransportBroken
 from netbore.proto.stream import Data
 
+#: Bytes read at once, and at most from a peer that fills its reads. A large buffer for little costs more than the read.
+READ = 65536
+READ_MOST = 262144
+
+
+def next_read(count: int, asked: int) -> int:
+    """How much to ask for after a read that gave `count` bytes where `asked` were wanted.
+
+    Seven eighths count as full: layers between take a part of what they read for themselves.
+    """
+    if count * 8 >= asked * 7:
+        return min(2 * asked, READ_MOST)
+    return asked if count >= READ else READ
+
 
 class Nobody:
     """The owner of a transport that has none yet."""

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import trio
 
 from netbore.changes import Changed
+from netbore.link.base import READ, next_read
 from netbore.link.poller import Poller, Timer
 from netbore.link.stream import StreamAdapter
 from netbore.link.transport import Transport, TransportBroken
@@ -35,8 +36,6 @@ from netbore.proto.stream import Data
 from netbore.proto.window import Budget
 from netbore.proto.wire import FLUSH, FLUSH_MOST, MAX_CONTROL_QUEUE, MAX_ID, Code, Kind
 
-#: Bytes taken from a Link's transport in one read (design section 3).
-READ = 262144
 #: Bytes handed to it at once, and at most once it has proved fast: with a WebSocket's header, whole TLS records.
 WRITE = FLUSH - 16
 WRITE_MOST = FLUSH_MOST - 16
@@ -91,6 +90,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         self._transport: Transport | None = None
         self._unsent: list[Data] = []
         self._limit = WRITE
+        self._read = READ
         self._timer: Timer | None = None
         self._arrived: deque[MuxStream] = deque()
         self._changed = Changed()
@@ -217,11 +217,12 @@ class Link(trio.abc.Listener[StreamAdapter]):
         if transport is None:
             return
         try:
-            data = transport.try_recv(READ)
+            data = transport.try_recv(self._read)
         except TransportBroken as error:
             self._break(error.reason)
             return
         if data:
+            self._read = next_read(len(data), self._read)
             self._handle(self.session.receive_data(data, self._poller.now))
             self._after()
         elif data is not None:

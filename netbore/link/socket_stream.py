@@ -16,16 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from netbore.link.base import Owned
+from netbore.link.base import READ, Owned, next_read
 from netbore.link.poller import Poller
 from netbore.link.transport import Facts, Transport, TransportBroken
 from netbore.proto.errors import LocalProtocolError
 from netbore.proto.stream import LINGER_BYTES, LINGER_SECONDS, SOCKET_WINDOW, Data, Sink
 from netbore.proto.wire import HOST_ENDED, Code
 
-#: Bytes read at once, and at most from a peer that fills its reads.
-READ = 65536
-READ_MOST = 262144
 #: Most reads of one `read_now`.
 READS_NOW = 4
 #: How long the transport may take to hand its last bytes to the kernel after both halves ended.
@@ -264,7 +261,8 @@ class TransportStream:
                 self._input_ended()
             return False
         count = len(data)
-        self._read_size = min(2 * self._read_size, READ_MOST) if count == self._read_size else READ
+        if count > READ // 2 or self._read_size > READ:
+            self._read_size = next_read(count, self._read_size)
         sink = self._sink
         if sink is None or not self._receiving:
             self._drop(count)

@@ -27,9 +27,8 @@ from netbore.link.transport import Owner, Transport, TransportBroken
 from netbore.proto.parts import size
 from netbore.proto.stream import Data
 
-#: What is read from the inner transport at once: on a Viewer or Host, and on a Link.
-FEED = 65536
-LINK_FEED = 262144
+#: What is read from the inner transport at once during the handshake; later as much as the owner wants.
+FEED = 16384
 #: Plaintext encrypted before its ciphertext is offered: what is held is hardly more.
 FLUSH = 65536
 #: Plaintext of one record. A larger buffer than its record would be allocated, and given back, for each.
@@ -68,7 +67,6 @@ class TlsTransport(Owned):
     __slots__ = (
         "_eof",
         "_eof_sent",
-        "_feed",
         "_held",
         "_incoming",
         "_inner",
@@ -93,7 +91,6 @@ class TlsTransport(Owned):
         server: bool,
         server_name: str | None,
         lenient_eof: bool,
-        feed: int,
     ) -> None:
         super().__init__(poller, owner)
         self._inner = inner
@@ -101,7 +98,6 @@ class TlsTransport(Owned):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server, server_hostname=server_name)
         self._server = server
         self._lenient = lenient_eof
-        self._feed = feed
         self._held: bytes | memoryview = b""
         self._plain = bytearray()
         self._left = False  # plaintext that no event will tell of
@@ -124,11 +120,9 @@ class TlsTransport(Owned):
         owner: Owner | None = None,
         *,
         server_name: str | None,
-        link: bool = False,
     ) -> TlsTransport:
-        """Begin the client's side. `link` reads larger pieces. The context says what is verified and which ALPN is offered."""
-        feed = LINK_FEED if link else FEED
-        return cls(poller, inner, context, owner, server=False, server_name=server_name, lenient_eof=False, feed=feed)
+        """Begin the client's side. The context says what is verified and which ALPN is offered."""
+        return cls(poller, inner, context, owner, server=False, server_name=server_name, lenient_eof=False)
 
     @classmethod
     def server(
@@ -139,14 +133,11 @@ class TlsTransport(Owned):
         owner: Owner | None = None,
         *,
         lenient_eof: bool = False,
-        link: bool = False,
     ) -> TlsTransport:
         """Begin the server's side. `lenient_eof` is for HTTPS Viewers, where any EOF means gone."""
-        feed = LINK_FEED if link else FEED
-        return cls(poller, inner, context, owner, server=True, server_name=None, lenient_eof=lenient_eof, feed=feed)
+        return cls(poller, inner, context, owner, server=True, server_name=None, lenient_eof=lenient_eof)
 
     def carry_link(self) -> None:
-        self._feed = LINK_FEED
         self._lenient = False
         if isinstance(self._inner, Owned):
             self._inner.carry_link()
@@ -187,7 +178,7 @@ class TlsTransport(Owned):
         if self._server and not self._poller.take_handshake():
             return  # still readable in the next turn
         try:
-            if not self._take_in():
+            if not self._take_in(FEED):
                 return
         except TransportBroken as error:
             return self._fail(error)
@@ -267,9 +258,9 @@ class TlsTransport(Owned):
 
     # Receiving.
 
-    def _take_in(self) -> bool:
+    def _take_in(self, limit: int) -> bool:
         """Move ciphertext from the inner transport into the BIO; whether there was any, or its end. Raises TransportBroken."""
-        data = self._inner.try_recv(self._feed)
+        data = self._inner.try_recv(limit)
         if data is None:
             return False
         if data:
@@ -288,7 +279,7 @@ class TlsTransport(Owned):
         if self._eof:
             return b""
         data = self._read(limit) if self._left_over() else None
-        if data is None and self._take_in():
+        if data is None and self._take_in(limit):
             data = self._read(limit)
         if data == b"":
             self._eof = True
@@ -409,7 +400,7 @@ class TlsTransport(Owned):
     def _keep_plaintext(self) -> None:
         """Decrypt what was taken in: data in the BIO would make `unwrap` fail, and be lost. An error comes again at a read."""
         with suppress(TransportBroken):
-            while data := self._read(self._feed):
+            while data := self._read(FEED):
                 self._plain += data
 
     def close(self, abort: bool = False) -> None:

@@ -20,7 +20,7 @@ from netbore.edge.agents import AgentLink
 from netbore.link.poller import open_poller
 from netbore.link.stream import StreamAdapter
 from netbore.link.tcp import TcpTransport
-from netbore.link.tls import LINK_FEED, TlsTransport
+from netbore.link.tls import TlsTransport
 from netbore.link.transport import Transport
 from netbore.link.websocket import WebSocketTransport
 from netbore.proto.handshake import FROM_ACCEPTOR, Credential, Handshake, Hello, Limits, Reject, encode
@@ -112,7 +112,6 @@ async def test_a_link_in_tls_alone_is_a_links_socket_at_once(tmp_path: Path) -> 
         tls = link.link._transport
         assert isinstance(tls, TlsTransport)
         assert (tls.facts.alpn, tls.facts.server_name) == (ALPN, DOMAIN)
-        assert tls._feed == LINK_FEED
         assert not tls._lenient, "an end without close_notify is an error"
         tcp = tls._inner
         assert isinstance(tcp, TcpTransport)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
+from netbore.link.base import READ, READ_MOST
 from netbore.link.memory import memory_pair
 from netbore.link.poller import Poller
-from netbore.link.socket_stream import READ, READ_MOST, TransportStream
+from netbore.link.socket_stream import TransportStream
 from netbore.link.tcp import TcpTransport
 from netbore.link.transport import Transport, TransportBroken
 from netbore.proto.errors import LocalProtocolError

@@ -523,7 +523,7 @@ async def test_our_client_has_megabytes_echoed_by_an_independent_server(secure: 
         server = await nursery.start(serve, handle, "127.0.0.1", 0, context)
         inner: Transport = await connect_tcp(poller, "127.0.0.1", server.port)
         if secure:
-            inner = TlsTransport.client(poller, inner, contexts()[0], server_name=NAME, link=True)
+            inner = TlsTransport.client(poller, inner, contexts()[0], server_name=NAME)
         transport = WebSocketTransport.client(poller, inner, host=f"{NAME}:{server.port}", path=PATH)
         client = Recorder(transport)
         await until(lambda: client.opened)
