@@ -184,7 +184,9 @@ class Scheduler:
         return room
 
     def _whole(self, stream: MuxStream) -> int:
-        """The way of most Streams, the first of `_ready`: all that it has in one DATA frame, whose length is returned."""
+        """The way of most Streams, the first of `_ready`: all that it has in one DATA frame, whose length is returned.
+
+        It has too little to be blocked."""
         count = stream.queued
         pieces = self._pieces
         pieces.append(FRAME_HEADER.pack(_DATA | count, stream.id))
@@ -192,8 +194,6 @@ class Scheduler:
         stream.drop_queue()
         stream.credit -= count
         stream.scheduled = False
-        if stream.blocked:
-            stream.unblock_if_low()
         self._mux.data_sent += 1
         self._left = QUANTUM
         self._ready.popleft()

@@ -101,7 +101,7 @@ class Session:
 
     def data_to_send(self, limit: int, now: float) -> bytes:
         """The parts of `parts_to_send`, joined."""
-        return self.pipe.data_to_send(limit, now)
+        return b"".join(self.parts_to_send(limit, now))
 
     @property
     def has_output(self) -> bool:

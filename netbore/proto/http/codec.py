@@ -95,6 +95,7 @@ class _State(Enum):
 
 # As globals: to read a member of an enumeration costs ten times as much.
 _HEAD, _BODY, _DONE = _State
+_NO_BODY = Framing.NONE
 
 
 class _Reader(ABC):
@@ -128,11 +129,6 @@ class _Reader(ABC):
         """The pieces that `data` completes, in order; body slices are views of `data`. Raises BadMessage."""
         if self._broken is not None:
             raise self._broken
-        if self._memo is not None and self._state is _HEAD and not self._collector.held:
-            known = self._known(self._memo, data)
-            if known is not None:
-                self._state = _DONE
-                return known
         pieces: list[Piece] = []
         try:
             self._read(data, pieces)
@@ -182,10 +178,6 @@ class _Reader(ABC):
         self._state = _DONE
 
     @abstractmethod
-    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
-        """The pieces of `data` when it is one whole message whose head came before, which is the usual case; else None."""
-
-    @abstractmethod
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         """A whole head has come: append it, and begin what follows it."""
 
@@ -211,6 +203,18 @@ class RequestReader(_Reader):
         super().__init__(limits, _HEAD, second_opinion, memo)
         #: The one empty line that may stand before a request (RFC 9112 section 2.2) has been seen.
         self._blank = False
+
+    def take_known(self, data: Data) -> RequestHead | None:
+        """The head of `data` when it is one whole request without a body that came before, which is the usual case: it is
+        read then, up to its End. Else None, and nothing has changed."""
+        memo = self._memo
+        if memo is None or type(data) is not bytes or self._state is not _HEAD or self._collector.held or self._broken:
+            return None
+        head: RequestHead | None = memo.get((b"", data))
+        if head is None or head.framing is not _NO_BODY:
+            return None
+        self._state = _DONE
+        return head
 
     def next(self) -> list[Piece]:
         """Go on to the next request, after an End; returns its pieces that have arrived already. Raises BadMessage."""
@@ -243,10 +247,6 @@ class RequestReader(_Reader):
             collector.clear()
             return at + 1
         return at
-
-    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
-        head = memo.get((b"", data)) if type(data) is bytes else None
-        return [head, _END] if head is not None and head.framing is Framing.NONE else None
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo
@@ -311,19 +311,21 @@ class ResponseReader(_Reader):
             raise Truncated(502, "response cut short")
         return pieces
 
-    def _known(self, memo: HeadMemo, data: Data) -> list[Piece] | None:
-        size = len(data)
-        if size > SHORT:
+    def take_known(self, data: Data) -> tuple[ResponseHead, Data] | None:
+        """Head and body of `data` when it is one whole response whose head came before, which is the usual case: it is read
+        then, up to its End. Else None, and nothing has changed."""
+        memo, size = self._memo, len(data)
+        if memo is None or size > SHORT or self._state is not _HEAD or self._collector.held or self._broken:
             return None
         text = bytes(data)
         at = text.find(b"\r\n\r\n") + 4
         head: ResponseHead | None = memo.get((self._method, text[:at]))
         if head is None or head.status < 200:
             return None
-        framing = head.framing
-        if at < size and framing.length == size - at:
-            return [head, memoryview(data)[at:], _END]
-        return [head, _END] if framing is Framing.NONE and at == size else None
+        if head.framing.length != size - at and not (head.framing is _NO_BODY and at == size):
+            return None
+        self._state = _DONE
+        return head, memoryview(data)[at:]
 
     def _parse(self, text: bytes, pieces: list[Piece]) -> None:
         memo = self._memo

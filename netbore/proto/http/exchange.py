@@ -250,13 +250,27 @@ class Exchange:
         """A response head. False when the Exchange let go of this Host because of it."""
         if head.status < 200:
             return self._upgrade(head) if head.status == 101 else self._inform(head)
+        self._begin_answer(head)
+        self.viewer.send_head(self._rewrite(head), not self.request_ended)
+        return True
+
+    def _begin_answer(self, head: ResponseHead) -> None:
         self._step(_ANSWER)
         self._kept = None
         self.status = head.status
         if self.on_first_byte is not None:
             self.on_first_byte(self)
-        self.viewer.send_head(self._rewrite(head), not self.request_ended)
-        return True
+
+    def response_whole(self, head: ResponseHead, body: Data, framing: int) -> None:
+        """A whole response at once, the first that comes; `framing` bytes of what came are not body."""
+        host = self.host
+        assert host is not None
+        self._begin_answer(head)
+        self.sent += len(body)
+        self.response_ended = True
+        left = self.viewer.send_whole(self._rewrite(head), body, not self.request_ended)
+        host.consumed(framing + left)
+        self._settle()
 
     def response_data(self, data: Data) -> None:
         """A slice of the response's body, owed to the Host's side until its `consumed`."""

@@ -259,6 +259,8 @@ class HostConnection(Sender):
         if self._whole:
             self._spoilt = True
             return
+        if not self.answered and (known := self._reader.take_known(data)) is not None:
+            return self._take_whole(exchange, *known, len(data))
         self.answered = True
         try:
             pieces = self._reader.feed(data)
@@ -337,15 +339,24 @@ class HostConnection(Sender):
 
     # --- inside ---
 
+    def _take_whole(self, exchange: Exchange, head: ResponseHead, body: Data, size: int) -> None:
+        """The way of most responses, which are whole in one read: nothing has to go through piece by piece."""
+        self.answered = self._whole = True
+        self._learn(exchange, head)
+        exchange.response_whole(head, body, size - len(body))
+
     def _take_head(self, exchange: Exchange, head: ResponseHead) -> bool:
         """Pass a head on. False when the Exchange let go of this connection."""
         if head.status >= 200:
-            self._head = head
-            if head.patience is not None:
-                self.hinted_timeout = head.patience
-            if head.bound:
-                self.bound_to = exchange.viewer
+            self._learn(exchange, head)
         return exchange.response_head(head)
+
+    def _learn(self, exchange: Exchange, head: ResponseHead) -> None:
+        self._head = head
+        if head.patience is not None:
+            self.hinted_timeout = head.patience
+        if head.bound:
+            self.bound_to = exchange.viewer
 
     def _take_end(self, exchange: Exchange, end: End) -> None:
         self._whole = True

@@ -42,6 +42,17 @@ class Outbox:
         self.size += len(data)
         self.cost += len(data)
 
+    def offer(self, stream: Stream, data: Data, cost: int) -> int:
+        """Offer `data` when nothing is here; `cost` of its bytes came from a source. Return what it may be told as consumed."""
+        size = len(data)
+        sent = stream.send_nowait(data)
+        if sent == size:
+            return cost
+        self.size = size
+        self._offered(data, sent)
+        self.cost = min(cost, self.size)
+        return cost - self.cost
+
     def flush(self, stream: Stream) -> int:
         """Offer what is here, at least one byte; return how many bytes of the source may be told as consumed now."""
         if not (self.waiting or self.tail) and self.size <= JOIN_MOST:

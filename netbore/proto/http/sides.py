@@ -61,6 +61,9 @@ class ViewerSide(Protocol):
         `early`: a final head that came before the request's end.
         """
 
+    def send_whole(self, head: ResponseHead, body: Data, early: bool) -> int:
+        """As `send_head`, `send_body`, `send_end` and `flush`, for a body of known length when nothing was sent before."""
+
     def send_body(self, data: Data) -> None:
         """Bytes of the response's body."""
 

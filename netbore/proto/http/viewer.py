@@ -125,6 +125,14 @@ class ViewerConnection(Sender):
             head = self._own(head, early)
         self.outbox.put(emit_response(head))
 
+    def send_whole(self, head: ResponseHead, body: Data, early: bool) -> int:
+        """A whole response, before which nothing was sent; how many bytes of body may be consumed at their source."""
+        text = emit_response(self._own(head, early))
+        left = self.outbox.offer(self.stream, b"".join((text, body)), len(body))
+        if self.outbox.size:
+            self._wait_for(_SEND, self.limits.send_seconds)
+        return left
+
     def send_end(self, trailers: Headers) -> None:
         """The response is whole."""
         if self._opaque:
@@ -263,6 +271,8 @@ class ViewerConnection(Sender):
             exchange.request_data(data)
             exchange.flush_request()
             return
+        if exchange is None and not self._held and (head := self._reader.take_known(data)) is not None:
+            return self._take_whole(head, len(data))
         self._held += len(data)
         self._run(data)
 
@@ -310,6 +320,15 @@ class ViewerConnection(Sender):
             exchange.viewer_lost()
 
     # --- the loop over requests ---
+
+    def _take_whole(self, head: RequestHead, size: int) -> None:
+        """The way of most requests, which are whole in one read with nothing behind: there is no loop to enter."""
+        self.minor = head.minor
+        exchange = self.exchange = Exchange(head, self, self.limits)
+        exchange.request_ended = True
+        self._wait = _NOTHING
+        self.stream.consumed(size)
+        self._on_request(exchange)
 
     def _go_on(self) -> None:
         """The way of most Viewers, who wait for their answer: nothing is held, and there is no loop to enter."""

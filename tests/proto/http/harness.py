@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from netbore.proto.errors import LocalProtocolError
+from netbore.proto.http.codec import HeadMemo
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.headers import Forwarding, to_host, to_viewer
 from netbore.proto.http.host import HostConnection
@@ -182,6 +183,9 @@ class MemoryStream:
 class World:
     """One Viewer connection, a front that forwards everything, and a pool that makes Streams to a Host as needed."""
 
+    #: What both sides have read before.
+    memo: HeadMemo | None = None
+
     def __init__(
         self, *, secure: bool = False, limits: ExchangeLimits = LIMITS, forward: bool = True, retry: bool = True
     ) -> None:
@@ -203,6 +207,7 @@ class World:
             on_closed=self.viewers_closed.append,
             secure=secure,
             limits=limits,
+            memo=self.memo,
         )
 
     # --- the front ---
@@ -229,7 +234,7 @@ class World:
         return self.idle.pop() if self.idle else self.new_host()
 
     def new_host(self) -> HostConnection:
-        host = HostConnection(MemoryStream(self.loop, self.host_room), self, self.loop.clock, self.limits)
+        host = HostConnection(MemoryStream(self.loop, self.host_room), self, self.loop.clock, self.limits, memo=self.memo)
         self.hosts.append(host)
         return host
 

@@ -10,11 +10,14 @@ from collections.abc import Callable
 
 import attrs
 import h11
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netbore.proto.http.host import HostConnection
 from tests.proto.http.harness import MemoryStream, World, stream_of
+
+pytestmark = pytest.mark.usefixtures("messages")
 
 WINDOW = 3000
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from netbore.proto.wire import Code
 
 from .harness import World
+
+pytestmark = pytest.mark.usefixtures("messages")
 
 GET = b"GET / HTTP/1.1\r\nHost: a.tunnel.test\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

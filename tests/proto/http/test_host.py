@@ -9,6 +9,8 @@ from netbore.proto.http.sides import ExchangeLimits
 from netbore.proto.wire import Code
 from tests.proto.http.harness import World, head_of, stream_of
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 GET = b"GET /a HTTP/1.1\r\nHost: a.tunnel.test\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nContent-Length: %d\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

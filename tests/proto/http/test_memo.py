@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -32,10 +33,17 @@ def outcome(text: bytes, memo: HeadMemo | None, method: bytes = b"GET", cut: int
     pieces: list[Any] = []
     try:
         for part in (text[:cut], text[cut:]):
-            pieces += one.feed(part)
+            known = one.take_known(part)
+            pieces += one.feed(part) if known is None else whole(known)
     except BadMessage as error:
         return error.status
     return [meaning(piece) for piece in pieces], one.leftover(), one.started
+
+
+def whole(known: Any) -> list[Any]:
+    """The pieces of a message that was taken at once."""
+    head, body = known if isinstance(known, tuple) else (known, b"")
+    return [head, *([body] if body else []), End()]
 
 
 def read(text: bytes, memo: HeadMemo | None, method: bytes = b"GET") -> Any:
@@ -123,14 +131,80 @@ def test_a_memo_changes_nothing(texts: list[bytes], method: bytes, data: st.Data
                 assert outcome(tried, memo, method, where) == outcome(tried, None, method, where)
 
 
-def test_a_message_that_came_before_is_taken_in_one_piece() -> None:
+def test_a_message_that_came_before_is_the_same_read_again() -> None:
     memo = HeadMemo()
     for text in MESSAGES:
         assert outcome(text, memo) == outcome(text, None)
         assert outcome(text, memo) == outcome(text, None)
-    responses = reader(MESSAGES[5], memo)
-    (_, body, _) = responses.feed(memoryview(MESSAGES[5]))
-    assert isinstance(body, memoryview)
+
+
+def test_a_whole_message_that_came_before_is_taken_at_once() -> None:
+    memo = HeadMemo()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+    head, (known, *_) = read(REQUEST, memo), reader(answer, memo).feed(answer)
+    requests, responses = RequestReader(memo=memo), ResponseReader(memo=memo)
+    responses.expect(b"GET")
+    assert requests.take_known(REQUEST) is head
+    taken = responses.take_known(memoryview(answer))
+    assert taken is not None
+    assert (taken[0], bytes(taken[1])) == (known, b"hello")
+    assert requests.take_known(REQUEST) is responses.take_known(answer) is None, "they stand at the end of a message"
+    assert requests.next() == []
+    responses.expect(b"GET")
+    assert requests.take_known(REQUEST) is head
+    assert responses.take_known(answer) is not None
+
+
+@pytest.mark.parametrize("before", [b"", b"G", b"GET / HTTP/1.1\r\nHost: a\r\n\n\r\n"])
+@pytest.mark.parametrize("text", [REQUEST + b"\r\n", REQUEST[:-1], REQUEST + REQUEST, memoryview(REQUEST), REQUEST])
+def test_a_request_that_is_not_alone_is_read_as_any_other(before: bytes, text: bytes) -> None:
+    if not before and type(text) is bytes and text == REQUEST:
+        return
+    memo = HeadMemo()
+    read(REQUEST, memo)
+    one = RequestReader(memo=memo)
+    with suppress(BadMessage):
+        one.feed(before)
+    assert one.take_known(text) is None
+
+
+POST = b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nContent-Length: 0\r\n\r\n"
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RESPONSE + b"x",
+        RESPONSE[:-2],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12345678",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        LONG + bytes(70000),
+    ],
+)
+def test_a_response_that_is_not_whole_or_not_short_is_read_as_any_other(text: bytes) -> None:
+    memo = HeadMemo()
+    reader(text, memo).feed(text)
+    one = reader(text, memo)
+    assert isinstance(one, ResponseReader)
+    assert one.take_known(text) is None
+
+
+def test_without_a_memo_nothing_is_known() -> None:
+    assert RequestReader().take_known(REQUEST) is None
+    one = reader(RESPONSE, None)
+    assert isinstance(one, ResponseReader)
+    assert one.take_known(RESPONSE) is None
+    empty = RequestReader(memo=HeadMemo())
+    assert empty.take_known(REQUEST) is None
+
+
+def test_a_request_with_a_body_is_read_as_any_other() -> None:
+    memo = HeadMemo()
+    read(POST, memo)
+    assert RequestReader(memo=memo).take_known(POST) is None
 
 
 def test_what_is_derived_is_kept_for_the_same_use_only() -> None:

@@ -10,6 +10,8 @@ from netbore.proto.http.viewer import ViewerConnection
 from netbore.proto.wire import Code
 from tests.proto.http.harness import Loop, MemoryStream, World, head_of
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 GET = b"GET /a HTTP/1.1\r\nHost: a.tunnel.test\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nContent-Length: %d\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: a.tunnel.test\r\nTransfer-Encoding: chunked\r\n\r\n"
