@@ -63,7 +63,7 @@ class ToHost(HalfRelay):
         joined = self._joined
         if joined.host.sent == joined.answered_at and not self.done and not joined.may_give():
             return
-        super().on_data(data)
+        HalfRelay.on_data(self, data)  # a tenth of what `super` costs
 
     def on_eof(self) -> None:
         if not self._joined.verdict_due:
@@ -93,7 +93,7 @@ class FromHost(HalfRelay):
     def on_data(self, data: Data) -> None:
         joined = self._joined
         joined.answered_at = joined.host.sent
-        super().on_data(data)
+        HalfRelay.on_data(self, data)
 
     def on_eof(self) -> None:
         joined = self._joined

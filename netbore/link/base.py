@@ -110,7 +110,6 @@ class Owned:
         return False
 
     def quiet(self) -> bool:
-        """Surely neither an end nor an error of the peer is here at this moment; False where that cannot be told."""
         return False
 
     def audit(self) -> str | None:

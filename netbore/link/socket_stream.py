@@ -226,8 +226,7 @@ class TransportStream:
 
     def quiet(self) -> bool:
         """Surely neither an end nor an error of the peer is here at this moment. False where that cannot be told: `read_now`."""
-        transport = self._transport
-        return isinstance(transport, Owned) and transport.quiet()
+        return self._transport.quiet()
 
     def read_now(self) -> None:
         """Read what is there at this moment, as far as it is wanted, and tell the sink before returning.

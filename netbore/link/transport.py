@@ -100,6 +100,9 @@ class Transport(Protocol):
     def try_send_parts(self, parts: Sequence[Data]) -> int:
         """As `try_send` of all `parts`, in their order, together."""
 
+    def quiet(self) -> bool:
+        """Surely neither an end nor an error of the peer is here at this moment; False where that cannot be told."""
+
     def send_eof(self) -> None:
         """End our direction after everything that was accepted. Reading goes on."""
 

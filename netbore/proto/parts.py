@@ -6,7 +6,7 @@ its frames. Parts are immutable from then on, whoever holds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from netbore.proto.stream import COPY_BELOW, Data
@@ -36,15 +36,15 @@ def pack(pieces: Sequence[Data | bytearray]) -> list[Data]:
     return parts
 
 
-def size(parts: Iterable[Data | bytearray]) -> int:
+def size(parts: Sequence[Data | bytearray]) -> int:
     """How many bytes they are together."""
-    return sum(map(len, parts))
+    return len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
 
 
 def cut(parts: list[Any], limit: int) -> list[Any]:
     """Shorten a list of parts or pieces to `limit` bytes together, and return what was cut off, in the same order."""
-    rest: list[Any] = []
     over = size(parts) - limit
+    rest: list[Any] = []
     while over > 0:
         part = memoryview(parts.pop())
         keep = max(0, len(part) - over)
