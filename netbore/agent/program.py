@@ -19,6 +19,7 @@ import trio
 from netbore.agent.agent import Agent, Tunnel, connect
 from netbore.agent.targets import HostAddress
 from netbore.agent.token_store import Busy, Held, Kept, TokenStore, state_directory
+from netbore.allocator import keep_buffers
 from netbore.changes import Changed
 from netbore.config import EdgeUrl, Secret, parse_edge_url, secret_from_environment, secret_from_file
 from netbore.errors import (
@@ -139,6 +140,7 @@ def http(
     try:
         store = TokenStore(state_dir or state_directory(os.environ, Path.home()))
         wish = Wish(HostAddress.parse(target), parse_edge_url(edge), name, ca_file, _token(token_file), host_header, store)
+        keep_buffers()
         gentle = run_until_signalled(partial(_serve, wish))
     except NetboreError as error:
         click.echo(f"netbore-agent: {error}", err=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import trio
 
+from netbore.allocator import keep_buffers
 from netbore.config import parse_address
 from netbore.edge.config import EdgeConfig
 from netbore.edge.descriptors import raise_limit
@@ -96,6 +97,7 @@ def serve(
             public_url_scheme=public_url_scheme,
         )
         raise_limit(config.limits.poller.viewers)
+        keep_buffers()
         gentle = run_until_signalled(partial(_serve, config))
     except NetboreError as error:
         click.echo(f"netbore-edge: {error}", err=True)
