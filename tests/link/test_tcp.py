@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import trio
 
+from netbore.link import dial
 from netbore.link.dial import connect_tcp, is_localhost
 from netbore.link.poller import Poller
 from netbore.link.tcp import TcpOptions, TcpTransport, listen
@@ -53,6 +56,40 @@ def test_the_second_address_is_tried_when_the_first_refuses() -> None:
             assert transport.facts.peer == ("::1", listener.address[1])
 
     run("tcp", scenario)
+
+
+@contextmanager
+def silent_address() -> Iterator[tuple[str, int]]:
+    """An address that answers nobody: its queue of connections is full, so the kernel drops whoever asks."""
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.socket())
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(sock.getsockname())
+        yield sock.getsockname()
+
+
+def test_a_silent_address_does_not_keep_the_next_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with poller_for("tcp") as poller:
+            listener = listen(poller, "127.0.0.1", 0, TcpTransport.close)
+
+            async def both(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+                return [(socket.AF_INET, silent), (socket.AF_INET, listener.address)]
+
+            monkeypatch.setattr(dial, "resolve", both)
+            transport = await connect_tcp(poller, "edge.example", 443)
+            assert transport.facts.peer == listener.address
+            transport.close()
+            # The attempt that was still waiting is given up.
+            await until(lambda: list(poller._resources) == [listener])
+
+    monkeypatch.setattr(dial, "STAGGER_SECONDS", 0.01)
+    with silent_address() as silent:
+        run("tcp", scenario)
 
 
 def test_a_refusal_is_said_and_leaves_nothing_open() -> None:

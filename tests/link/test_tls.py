@@ -23,6 +23,34 @@ async def opened(poller: Poller, **options: bool) -> tuple[Recorder, Recorder, M
     return ours, theirs, near, far
 
 
+def test_tls_1_2_is_spoken_too() -> None:
+    """Its session tickets and its renegotiation are others, and its end comes without a round trip."""
+
+    async def scenario() -> None:
+        async with poller_for("memory") as poller:
+            client, server = contexts()
+            client.maximum_version = ssl.TLSVersion.TLSv1_2
+            near, far = memory_pair(poller)
+            theirs = Recorder(TlsTransport.server(poller, far, server))
+            ours = Recorder(TlsTransport.client(poller, near, client, server_name=NAME))
+            await until(lambda: ours.opened and theirs.opened)
+            assert ours.transport.facts.tls_version == "TLSv1.2"
+            question, answer = bytes(range(256)) * 2000, bytes(range(255)) * 3000
+            ours.send(question)
+            theirs.send(answer)
+            await until(lambda: len(theirs.received) == len(question) and len(ours.received) == len(answer))
+            assert (theirs.received, ours.received) == (question, answer)
+            ours.transport.send_eof()
+            await until(lambda: theirs.eof)
+            theirs.send(b"after your end")
+            theirs.transport.send_eof()
+            await until(lambda: ours.eof)
+            assert ours.received == answer + b"after your end"
+            poller.audit()
+
+    run("memory", scenario)
+
+
 def test_facts_are_known_when_it_opens() -> None:
     async def scenario() -> None:
         async with poller_for("memory") as poller:
