@@ -88,6 +88,11 @@ class EdgeUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == EDGE_SCHEMES[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def identity(self) -> str:
+        """The same text for the same Edge, whichever of its carriers on one port is chosen."""
+        return str(attrs.evolve(self, scheme="https") if self.scheme == "tls" else self)
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
 

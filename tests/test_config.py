@@ -115,6 +115,11 @@ def test_urls_of_an_edge(text: str, expected: EdgeUrl, canonical: str) -> None:
     assert str(expected) == canonical
 
 
+def test_an_edge_is_the_same_by_either_carrier_of_its_port() -> None:
+    assert parse_edge_url("tls://edge:8443").identity == parse_edge_url("https://edge:8443").identity == "https://edge:8443"
+    assert parse_edge_url("http://edge").identity == "http://edge"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

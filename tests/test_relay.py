@@ -54,7 +54,8 @@ def test_back_pressure_runs_through(kind: str) -> None:
         async with poller_for(kind) as poller:
             a, b, _ = await joined(kind, poller, [])
             b.read(False)
-            a.send(BULK * (40 if kind in REAL else 3))
+            total = BULK * (40 if kind in REAL else 3)
+            a.send(total)
             before = -1
             for _ in range(300):
                 before = len(a.unsent)
@@ -64,8 +65,9 @@ def test_back_pressure_runs_through(kind: str) -> None:
                     break
             assert a.unsent, "something between buffers without a mark"
             b.read(True)
-            await until(lambda: not a.unsent and len(b.received) % len(BULK) == 0)
-            assert b.received == BULK * (40 if kind in REAL else 3)
+            await until(lambda: len(b.received) >= len(total))
+            same = bytes(b.received) == total  # by itself: to show how 40 MiB differ would take minutes
+            assert same
 
     run(kind, scenario)
 

@@ -160,7 +160,7 @@ def _token(token_file: Path | None) -> Secret | None:
 
 
 async def _serve(wish: Wish, up: Callable[[Drain], None]) -> None:
-    opened = wish.store.open(str(wish.edge), wish.name, wish.target.display)
+    opened = wish.store.open(wish.edge.identity, wish.name, wish.target.display)
     if isinstance(opened, Busy):
         log.warning("%s", opened.reason)
     with nullcontext() if isinstance(opened, Busy) else opened as held:

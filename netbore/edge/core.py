@@ -25,6 +25,7 @@ from netbore.edge.registry import Registry
 from netbore.edge.routes import Route, RouteTable
 from netbore.edge.tunnels import Tunnels
 from netbore.link.poller import Poller
+from netbore.proto.http.codec import HeadMemo
 from netbore.proto.window import Budget
 from netbore.tasks import keep_running
 
@@ -83,7 +84,7 @@ async def open_core(
     routes = RouteTable()
     limits = config.limits
     publisher = Publisher(poller, routes, hub, apex=config.domain, limits=limits.host)
-    numbers = count(1)
+    numbers, memo = count(1), HeadMemo()
 
     def new_front(gate: Gate) -> Front:
         return Front(
@@ -95,6 +96,7 @@ async def open_core(
             covers=covers,
             limits=limits.front,
             numbers=numbers,
+            memo=memo,
         )
 
     async with trio.open_nursery() as nursery:

@@ -108,8 +108,9 @@ class Front:
         covers: Covers = one_certificate,
         limits: FrontLimits | None = None,
         numbers: Iterator[int] | None = None,
+        memo: HeadMemo | None = None,
     ) -> None:
-        """`numbers` count connections and requests for the hub; fronts that share a hub share them."""
+        """`numbers` count connections and requests for the hub; fronts that share a hub share them, and one `memo`."""
         self._poller = poller
         self._routes = routes
         self._edge_id = edge_id.encode()
@@ -119,7 +120,7 @@ class Front:
         self._limits = limits or FrontLimits()
         self.viewers: set[ViewerConnection] = set()
         self.draining = False
-        self._memo = HeadMemo()
+        self._memo = memo if memo is not None else HeadMemo()
         self._numbers = numbers or count(1)
         #: Those who came before the drain and are not gone.
         self._leaving: set[ViewerConnection] = set()

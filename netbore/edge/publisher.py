@@ -27,6 +27,7 @@ from netbore.edge.routes import Route, RouteTable
 from netbore.edge.targets import HostLimits, HostTarget, Refused, Way, link_opener
 from netbore.edge.tunnels import Tunnel
 from netbore.link.poller import Poller
+from netbore.proto.http.codec import HeadMemo
 from netbore.proto.mux import Refusal
 from netbore.proto.stream import Stream
 from netbore.proto.wire import Code
@@ -77,6 +78,7 @@ class Publisher:
         self._apex = apex.encode()
         self._limits = limits or HostLimits()
         self._room = HeldRoom(self._limits.held_in_all)
+        self._memo = HeadMemo()
         self._published: dict[str, Published] = {}
         self._links: dict[str, LinkWays] = {}
 
@@ -158,7 +160,9 @@ class Publisher:
         """What is published under the Tunnel's name, as the Tunnel is now."""
         entry = self._published.get(tunnel.name)
         if entry is None:
-            target = HostTarget(self._poller, apex=self._apex, limits=self._limits, pooled=tunnel.pool, room=self._room)
+            target = HostTarget(
+                self._poller, apex=self._apex, limits=self._limits, pooled=tunnel.pool, room=self._room, memo=self._memo
+            )
             entry = self._published[tunnel.name] = Published(tunnel, target)
             return entry
         before, entry.tunnel = entry.tunnel, tunnel

@@ -146,9 +146,10 @@ class HostTarget:
         limits: HostLimits | None = None,
         pooled: bool = True,
         room: HeldRoom | None = None,
+        memo: HeadMemo | None = None,
     ) -> None:
         """`apex` is the Edge's domain, for the rules of cookies. Without `pooled`, each request gets a Stream of its own.
-        `room` is shared by all targets of an Edge."""
+        `room` and `memo` are shared by all targets of an Edge."""
         self.poller = poller
         self.clock = poller.clock
         self.limits = limits = limits or HostLimits()
@@ -156,7 +157,7 @@ class HostTarget:
         self.pooled = pooled
         self._rewrite: Callable[[ResponseHead], ResponseHead] = partial(headers.to_viewer, apex=apex)
         self._patience = Patience()
-        self.memo = HeadMemo()
+        self.memo = memo if memo is not None else HeadMemo()
         self._ways: list[Way] = []
         self._next = 0
         room = room or HeldRoom(limits.held_in_all)

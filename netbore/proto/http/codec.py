@@ -62,15 +62,17 @@ SHORT: Final = 16384
 class HeadMemo:
     """Heads that came before, by their bytes: the same bytes mean the same, so they are not read again.
 
-    Clients that ask again, and Hosts that answer the same, mostly repeat their heads to the byte. At most `most` heads of at
-    most `longest` bytes are kept, none with a secret; what does not come again goes when it is full.
+    Clients that ask again, and Hosts that answer the same, mostly repeat their heads to the byte. At most `most` heads are kept,
+    of at most `longest` bytes and `lines` lines each, none with a secret; what does not come again goes when it is full. With
+    what is derived of it a head takes some ten times its bytes, so one memo serves an Edge, whatever its Tunnels.
     """
 
-    __slots__ = ("_heads", "get", "longest", "most")
+    __slots__ = ("_heads", "get", "lines", "longest", "most")
 
-    def __init__(self, most: int = 256, longest: int = 2048) -> None:
+    def __init__(self, most: int = 512, longest: int = 2048, lines: int = 32) -> None:
         self.most = most
         self.longest = longest
+        self.lines = lines
         self._heads: dict[tuple[bytes, bytes], Any] = {}
         #: Of (method, text): the head that the text was read as, in a response to a request by that method (b"" for
         #: requests); or None.
@@ -78,7 +80,7 @@ class HeadMemo:
 
     def put(self, method: bytes, text: bytes, head: RequestHead | ResponseHead) -> None:
         """Remember a head that was read without complaint."""
-        if len(text) <= self.longest and not any(name in head.fields for name in _SECRET):
+        if len(text) <= self.longest and len(head.headers) <= self.lines and not any(name in head.fields for name in _SECRET):
             if len(self._heads) >= self.most:
                 self._heads.clear()
             self._heads[method, text] = head
@@ -208,7 +210,9 @@ class RequestReader(_Reader):
         """The head of `data` when it is one whole request without a body that came before, which is the usual case: it is
         read then, up to its End. Else None, and nothing has changed."""
         memo = self._memo
-        if memo is None or type(data) is not bytes or self._state is not _HEAD or self._collector.held or self._broken:
+        if memo is None or type(data) is not bytes or len(data) > memo.longest:
+            return None
+        if self._state is not _HEAD or self._collector.held or self._broken:
             return None
         head: RequestHead | None = memo.get((b"", data))
         if head is None or head.framing is not _NO_BODY:

@@ -267,8 +267,8 @@ class Exchange:
         assert host is not None
         self._begin_answer(head)
         self.sent += len(body)
-        self.response_ended = True
         left = self.viewer.send_whole(self._rewrite(head), body, not self.request_ended)
+        self.response_ended = True  # not before: whoever raises until here has sent nothing
         host.consumed(framing + left)
         self._settle()
 

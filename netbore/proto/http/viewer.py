@@ -378,6 +378,7 @@ class ViewerConnection(Sender):
         return self.exchange is None and not (self._closing or self.closed) and exchange.request_ended
 
     def _begin(self, head: RequestHead) -> Exchange:
+        self._wait = _NOTHING  # the head has come
         self.minor = head.minor
         self._fresh = True
         exchange = self.exchange = Exchange(head, self, self.limits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from netbore.proto.http.messages import ResponseHead
+from netbore.proto.http.sides import Phase
 from netbore.proto.wire import Code
 
 from .harness import World
@@ -87,3 +89,26 @@ def test_a_stream_that_began_with_a_large_window_is_pooled_and_one_that_grew_is_
         world.host.begun, world.host.granted = begun, 1 << 20
         world.host.feed(ANSWER)
         assert len(world.idle) == pooled
+
+
+def test_a_bug_while_a_response_is_made_ends_the_viewer_visibly() -> None:
+    """Whatever is asked behind it must not be answered in its place."""
+    world = World()
+    for _ in range(2):  # the second time it is known, where heads are remembered
+        world.stream.feed(GET)
+        world.host.feed(ANSWER)
+    world.stream.got()
+    world.stream.feed(GET + GET)
+    (host,) = world.hosts
+    assert world.exchanges[-1].phase is Phase.FORWARDED
+
+    def bug(head: ResponseHead) -> ResponseHead:
+        raise ZeroDivisionError
+
+    world.exchanges[-1]._rewrite = bug
+    with pytest.raises(ZeroDivisionError):
+        world.host.feed(ANSWER)
+    host.on_crash(ZeroDivisionError())
+    assert world.viewer.closed
+    assert world.stream.got() == b""
+    assert len(world.exchanges) == 3

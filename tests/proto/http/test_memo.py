@@ -225,3 +225,10 @@ def test_what_is_emitted_twice_is_made_once() -> None:
     request = read(REQUEST, HeadMemo())
     assert emit_request(request) is emit_request(request)
     assert emit_request(request) == REQUEST
+
+
+def test_a_head_of_many_lines_is_not_kept() -> None:
+    memo = HeadMemo()
+    for count, kept in ((31, 1), (32, 1)):
+        read(REQUEST.replace(b"\r\n\r\n", b"\r\n" + b"X: y\r\n" * count + b"\r\n"), memo)
+        assert len(memo) == kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netbore.proto.http.pages import PROBLEMS
-from netbore.proto.http.sides import ExchangeLimits
+from netbore.proto.http.sides import LIMITS, ExchangeLimits
 from netbore.proto.http.viewer import ViewerConnection
 from netbore.proto.wire import Code
 from tests.proto.http.harness import Loop, MemoryStream, World, head_of
@@ -414,6 +414,19 @@ def test_deadline_without_cause_does_nothing() -> None:
 def test_limits_are_given() -> None:
     world = World(limits=ExchangeLimits(head_seconds=1))
     world.sweep(1.1)
+    assert world.viewer.closed
+
+
+def test_a_request_that_is_answered_at_once_leaves_an_idle_connection() -> None:
+    """Its time to be idle begins anew with each answer; the deadline of its first head is over."""
+    world = World()
+    world.viewer._on_request = lambda exchange: exchange.refuse(PROBLEMS["not_found"])
+    for _ in range(6):
+        world.stream.feed(GET)
+        assert world.stream.got().startswith(b"HTTP/1.1 404 ")
+        world.sweep(LIMITS.idle_seconds - 1)
+        assert not world.viewer.closed
+    world.sweep(2)
     assert world.viewer.closed
 
 
