@@ -8,8 +8,9 @@ request that can be sent again, whatever its method: RESET(not_processed). The E
 connections when it likes, and the two cross on a way that is as long as the Link: without the verdict each crossing would be a
 failed request.
 
-*Before the first write after the Host spoke last, the Host's socket is read* (`read_now`), for its FIN or RST may be in the
-kernel, or in the same batch of events behind the Link. So the order within a turn does not matter:
+*Before the first write after the Host spoke last, we look for the Host's end*: the kernel is asked whether one has come
+(`quiet`), and where it has, or cannot tell, the Host's socket is read (`read_now`), for its FIN or RST may be in the kernel, or
+in the same batch of events behind the Link. So the order within a turn does not matter:
 
 - Host first: its FIN is passed on as FIN at once, so that the Edge drops the idle Stream; DATA that comes later, or in
   the same turn, is answered by the verdict.

@@ -1,10 +1,10 @@
 """A Link: the driver that joins a protocol session to transports that come and go.
 
 Theory of operation. The Link is the owner of its present transport. Bytes come in by `on_readable` and leave by
-`flush`, which the Poller's turn calls last, once for all that the turn produced; a flush hands over at most 64 KiB and,
-when more is waiting, asks for `on_writable`, so that frames are chosen when the socket can take them. All of it is
-synchronous. The one who made the Link (the Edge's door, the Agent's dialler) is its *user*: it hears of Streams,
-messages, broken transports and the end, and brings the next transport.
+`flush`, which the Poller's turn calls last, once for all that the turn produced; a flush hands over at most 64 KiB, or 256 KiB
+to a transport that keeps up, and, when more is waiting, asks for `on_writable`, so that frames are chosen when the socket can
+take them. All of it is synchronous. The one who made the Link (the Edge's door, the Agent's dialler) is its *user*: it hears of
+Streams, messages, broken transports and the end, and brings the next transport.
 
 Third ring of errors: an exception in protocol code ends the Link with CLOSE(internal_error) and is never resumed, since
 a resume would replay the same bytes into the same bug.
@@ -244,6 +244,7 @@ class Link(trio.abc.Listener[StreamAdapter]):
         transport = self._transport
         if transport is None:
             return
+        fresh = not self._unsent
         parts = self._unsent or self.session.parts_to_send(self._limit, self._poller.now)
         if parts:
             try:
@@ -252,19 +253,20 @@ class Link(trio.abc.Listener[StreamAdapter]):
                 self._break(error.reason)
                 return
             self._unsent = cut(parts, sent)
-            self._adapt(transport, sent)
+            self._adapt(transport, 2 * sent > self._limit and fresh)
         transport.watch(True, bool(self._unsent) or self.session.has_output)
         self._step()
         self._arm()
 
     # Inside
 
-    def _adapt(self, transport: Transport, sent: int) -> None:
-        """What waits in a slow transport delays all that comes later: only one that takes full flushes gets larger ones."""
-        if self._unsent:
+    def _adapt(self, transport: Transport, full: bool) -> None:
+        """What waits in a slow transport delays all that comes later: only one that takes `full` flushes whole, and passes them
+        on, gets larger ones."""
+        if self._unsent or ((full or self._limit > WRITE) and transport.draining):
             self._limit = WRITE
-        elif 2 * sent > self._limit:
-            self._limit = WRITE if transport.draining else min(2 * self._limit, WRITE_MOST)
+        elif full:
+            self._limit = min(2 * self._limit, WRITE_MOST)
 
     def _mark(self) -> None:
         self._poller.mark(self, last=True)

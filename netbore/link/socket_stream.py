@@ -1,7 +1,8 @@
 """The Stream face over one transport: a socket that looks like a Stream.
 
 Theory of operation. It is write-through: `send_nowait` offers the bytes to the transport at once and keeps nothing; what is
-not taken stays with the caller, and `on_writable` follows. It reads 64 KiB per turn and hands them over at once; when a
+not taken stays with the caller, and `on_writable` follows. It reads once per turn (64 KiB, or up to
+256 KiB of a peer that fills its reads) and hands that over at once; when a
 window's worth is unconsumed the transport is not watched until half of that has been consumed.
 
 The kernel gives an error only once, so after a failed send the transport is still read to its end (the answer may be
@@ -250,8 +251,11 @@ class TransportStream:
 
     def on_readable(self) -> bool:
         """Read once and tell the sink. Whether there was data."""
+        asked = self._read_size
+        if asked > READ:
+            asked = max(READ, min(asked, self._window - self._unconsumed))
         try:
-            data = self._transport.try_recv(self._read_size)
+            data = self._transport.try_recv(asked)
         except TransportBroken:
             self._input_broken()
             return False
@@ -260,8 +264,8 @@ class TransportStream:
                 self._input_ended()
             return False
         count = len(data)
-        if count > READ // 2 or self._read_size > READ:
-            self._read_size = next_read(count, self._read_size)
+        if count > READ // 2 or asked > READ:
+            self._read_size = next_read(count, asked)
         sink = self._sink
         if sink is None or not self._receiving:
             self._drop(count)

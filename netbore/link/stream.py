@@ -70,7 +70,7 @@ class StreamAdapter(trio.abc.HalfCloseableStream):
         """Send all of `data`; waits for credit and for room."""
         with self._sending:
             await trio.lowlevel.checkpoint()
-            rest = memoryview(bytes(data) if isinstance(data, bytearray) else data)
+            rest = memoryview(_immutable(data))
             self._check_send()
             while rest:
                 rest = rest[self.stream.send_nowait(rest) :]
@@ -195,3 +195,9 @@ def code_name(code: int) -> str:
         return Code(code).name.lower()
     except ValueError:
         return f"code {code}"
+
+
+def _immutable(data: bytes | bytearray | memoryview) -> Data:
+    """What the Link may hold on to until the peer has it: the caller's own buffer will change."""
+    whole = data.obj if isinstance(data, memoryview) else data
+    return data if isinstance(whole, bytes) else bytes(data)  # type: ignore[return-value]  # no bytearray is left

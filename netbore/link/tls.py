@@ -286,6 +286,8 @@ class TlsTransport(Owned):
             self._rewatch()
         if self._outgoing.pending and not self.closed:
             self._push_quietly()
+        if self._left or self._last is not None:
+            self._more()
         return data
 
     def _read(self, limit: int) -> bytes | None:
@@ -341,8 +343,6 @@ class TlsTransport(Owned):
                     sent += count
                     if count < len(part):
                         break
-            except ssl.SSLWantReadError:
-                pass
             except ssl.SSLError as error:
                 raise TransportBroken("tls", error.reason or str(error)) from None
             self._push_quietly()
@@ -351,14 +351,16 @@ class TlsTransport(Owned):
         return sent
 
     def _encrypt(self, part: Data) -> int:
-        """Encrypt `part`, and offer ciphertext as soon as it makes a flush; stop when one was not taken whole."""
-        done, total = 0, len(part)
-        while done < total:
-            done += self._tls.write(memoryview(part)[done : done + FLUSH])
-            if self._outgoing.pending >= FLUSH:
+        """Encrypt `part`, and offer ciphertext as soon as it makes a flush. Return how much of it: less than all where a flush
+        was not taken whole, or TLS has to read first."""
+        done, total, outgoing = 0, len(part), self._outgoing
+        while done < total and not self._held and self._send_error is None:
+            try:
+                done += self._tls.write(memoryview(part)[done : done + FLUSH - outgoing.pending])
+            except ssl.SSLWantReadError:
+                break
+            if outgoing.pending >= FLUSH:
                 self._push()
-                if self._held or self._send_error is not None:
-                    break
         return done
 
     def _push(self) -> None:

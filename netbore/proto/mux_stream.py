@@ -29,7 +29,7 @@ from netbore.proto.errors import LocalProtocolError
 from netbore.proto.state import RECEIVING, SENDING, Half, Input, step
 from netbore.proto.stream import COPY_BELOW, Data, Sink, kept
 from netbore.proto.window import Growth
-from netbore.proto.wire import HOST_ENDED, MAX_CREDIT, STREAM_QUEUE, Code
+from netbore.proto.wire import HOST_ENDED, MAX_CREDIT, STREAM_QUEUE, STREAM_QUEUE_MOST, Code
 
 if TYPE_CHECKING:
     from netbore.proto.mux import Mux
@@ -205,7 +205,10 @@ class MuxStream:
         count = len(data)
         if not self.accepting:
             return self._swallow(count)
-        room = 0 if self.mux.frozen else STREAM_QUEUE - self.queued
+        credit = self.credit
+        # What has credit leaves as soon as the transport takes it; what has none may wait for long, and in every Stream at once.
+        most = STREAM_QUEUE_MOST if credit >= STREAM_QUEUE_MOST else max(credit, STREAM_QUEUE)
+        room = 0 if self.mux.frozen else most - self.queued
         if count >= room:
             self.blocked = True
             data = memoryview(data)[:room]
@@ -218,7 +221,7 @@ class MuxStream:
         else:
             queue.append(data if count >= COPY_BELOW else bytes(data))
         self.queued += count
-        if self.credit and not self.scheduled:
+        if credit and not self.scheduled:
             self.mux.scheduler.add(self)
         return count
 
@@ -473,7 +476,9 @@ class MuxStream:
             wrong.append(f"window of {self.growth.size}, but its parts are {window}")
         if min(self.credit, self.credit_out, self.unconsumed - self._waiting_bytes, self.held) < 0:
             wrong.append("something is below zero")
-        if self.queued != sum(map(len, self.queue)) or (self.queued > STREAM_QUEUE and self is not self.mux.control):
+        if self.queued != sum(map(len, self.queue)) or (
+            self.queued > max(STREAM_QUEUE, min(self.credit, STREAM_QUEUE_MOST)) and self is not self.mux.control
+        ):
             wrong.append(f"{self.queued} bytes queued")
         if self._waiting_bytes != sum(map(len, self._waiting)):
             wrong.append(f"{self._waiting_bytes} bytes waiting")

@@ -4,7 +4,7 @@ Theory of operation. Three offsets, `acked <= next <= end`, and `room`, which bo
 `end` as they are sent; an acknowledgement lets go of them at the other side; on a new transport `next` goes back to
 where the peer stands, and everything from there to `end` is sent again before anything new.
 
-One part is kept for each flush, a view of it: nothing is copied. Flushes below COPY_BELOW are copied into a growing tail
+The parts of each flush are kept as they are: nothing is copied. Those below COPY_BELOW are copied into a growing tail
 instead, because a small part costs more to keep than its bytes: a room full of one-byte parts would be fifty times the room.
 """
 

@@ -113,7 +113,7 @@ class Scheduler:
     # Frames
 
     def take(self, limit: int, now: float) -> list[Data | bytearray]:
-        """The next frames, as parts of at most `limit` bytes together."""
+        """The next frames, in pieces of at most `limit` bytes together."""
         pieces = self._pieces = [*self._rest]
         self._rest = []
         room = limit - size(pieces)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle, repeat
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from netbore.link.link import WRITE, WRITE_MOST, Link
-from netbore.link.memory import memory_pair
+from netbore.link.memory import MemoryTransport, memory_pair
 from netbore.link.poller import open_poller
+from netbore.link.transport import Facts
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Role
+from netbore.proto.stream import Data
 from netbore.proto.wire import Kind
 from tests.link.quiet import Quiet
 
@@ -80,4 +83,68 @@ async def test_a_new_transport_begins_anew(autojump_clock: MockClock) -> None:
             await say_all(link)
         assert max(flushes) > WRITE
         link.detach("planted")
+        assert link._limit == WRITE
+
+
+class Uneven(MemoryTransport):
+    """Takes part of a flush, then the rest of it; or all, and holds it back."""
+
+    takes: Iterator[int] = repeat(0)
+    holds = False
+
+    def try_send_parts(self, parts: Sequence[Data]) -> int:
+        most = next(self.takes)
+        return self.try_send(b"".join(parts)[:most])
+
+    @property
+    def draining(self) -> bool:
+        return self.holds
+
+
+@asynccontextmanager
+async def uneven_link() -> AsyncIterator[tuple[Link, Uneven, list[int]]]:
+    async with open_poller() as poller:
+        near, far = Uneven(poller, capacity=1 << 22), MemoryTransport(poller, capacity=1 << 22)
+        near.join(far, Facts())
+        far.join(near, Facts())
+        link = Link(poller, Role.ACCEPTOR, Limits(), Limits(), Quiet(), name="near")
+        link.attach(near, 0)
+        chosen: list[int] = []
+        parts_to_send = link.session.parts_to_send
+
+        def noted(limit: int, now: float) -> list[Data]:
+            chosen.append(limit)
+            return parts_to_send(limit, now)
+
+        link.session.parts_to_send = noted  # type: ignore[method-assign]
+        yield link, near, chosen
+        link.close()
+
+
+@pytest.mark.parametrize("turns", [(25000, 42000), (32000, 34000), (60000, 60000)])
+async def test_the_rest_of_a_flush_proves_nothing(autojump_clock: MockClock, turns: tuple[int, int]) -> None:
+    async with uneven_link() as (link, near, chosen):
+        near.takes = cycle(turns)
+        for _ in range(3):
+            stream = link.open(Kind.HTTP, 1)
+            assert stream is not None
+            stream.credit = 1 << 20
+            stream.send_nowait(BULK)
+        await trio.sleep(1)
+        assert len(chosen) >= 4, "a room's worth"
+        assert set(chosen) == {WRITE}
+
+
+async def test_a_transport_that_holds_bytes_gets_small_flushes_again(autojump_clock: MockClock) -> None:
+    async with uneven_link() as (link, near, _):
+        near.takes = repeat(1 << 22)
+        link._limit = WRITE_MOST
+        stream = link.open(Kind.HTTP, 1)
+        assert stream is not None
+        stream.send_nowait(b"little")
+        await trio.sleep(1)
+        assert link._limit == WRITE_MOST
+        near.holds = True
+        stream.send_nowait(b"little")
+        await trio.sleep(1)
         assert link._limit == WRITE

@@ -43,6 +43,34 @@ async def fill(stream: StreamAdapter) -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, "part", "readonly"])
+async def test_a_buffer_that_its_owner_changes_is_sent_again_as_it_was(
+    kind: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The peer had not got it when the transport died, and then the caller's buffer held something else."""
+    async with linked() as (poller, edge, agent):
+        sender, receiver = await stream_pair(edge, agent)
+        agent._transport.watch(False, False)  # type: ignore[union-attr]  # what comes now dies with this transport
+        buffer = bytearray(b"A" * 20000)
+        views = {"part": memoryview(buffer)[5000:15000], "readonly": memoryview(buffer).toreadonly()}
+        data = views[kind] if isinstance(kind, str) else kind(buffer)  # type: ignore[operator]
+        said = bytes(data)
+        await sender.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.session.pipe.sent > len(said)
+        buffer[:] = b"B" * 20000
+        edge.detach("planted")
+        agent.detach("planted")
+        left, right = memory_pair(poller)
+        received = agent.session.pipe.received
+        edge.attach(left, received)
+        agent.attach(right, edge.session.pipe.received)
+        heard = b""
+        while len(heard) < len(said):
+            heard += await receiver.receive_some()
+        assert heard == said
+
+
 async def test_mux_streams_pass_trios_suite(autojump_clock: trio.testing.MockClock) -> None:
     async with linked() as (_, edge, agent):
 

@@ -172,6 +172,27 @@ def test_a_close_notify_right_behind_data_is_seen_without_any_more_bytes() -> No
     run("memory", scenario)
 
 
+@pytest.mark.parametrize("parts", [[16384] * 16, [65000, 65536], [14, 262144], [1] * 100])
+def test_nothing_is_encrypted_behind_a_flush_that_is_held(parts: list[int]) -> None:
+    async def scenario() -> None:
+        async with poller_for("memory") as poller:
+            client, server = contexts()
+            near, far = memory_pair(poller, capacity=4096)
+            theirs = Recorder(TlsTransport.server(poller, far, server))
+            ours = Recorder(TlsTransport.client(poller, near, client, server_name=NAME))
+            await until(lambda: ours.opened and theirs.opened)
+            theirs.read(False)
+            tls = ours.transport
+            assert isinstance(tls, TlsTransport)
+            accepted = tls.try_send_parts([bytes(size) for size in parts])
+            assert accepted <= 65536
+            assert len(tls._held) + tls._outgoing.pending < 65536 + 1024  # what records add
+            theirs.read(True)
+            await until(lambda: len(theirs.received) == accepted)
+
+    run("memory", scenario)
+
+
 def test_at_most_one_flush_is_held_and_draining_ends_with_a_call() -> None:
     async def scenario() -> None:
         async with poller_for("memory") as poller:

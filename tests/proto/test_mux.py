@@ -37,6 +37,7 @@ from netbore.proto.wire import (
     MINOR_FRAMES_BURST,
     QUANTUM,
     STREAM_QUEUE,
+    STREAM_QUEUE_MOST,
     STREAM_WINDOW,
     Code,
     Frame,
@@ -485,20 +486,41 @@ def test_a_closed_mux_holds_no_budget() -> None:
 def test_the_queue_is_bounded_and_says_when_there_is_room() -> None:
     pair = Pair()
     stream, here, _, there = pair.opened()
+    room = stream.credit
+    assert STREAM_QUEUE < room <= STREAM_QUEUE_MOST
     assert stream.writable
     assert stream.send_nowait(b"") == 0
-    assert stream.send_nowait(bytes(STREAM_QUEUE)) == STREAM_QUEUE
+    assert stream.send_nowait(bytes(room)) == room
     assert not stream.writable
     assert stream.send_nowait(b"x") == 0
-    pair.dialler.flush(STREAM_QUEUE - QUEUE_LOW - 100)
+    pair.dialler.flush(room - QUEUE_LOW - 100)
     assert not pair.dialler.posted
     pair = Pair()
     stream, here, _, there = pair.opened()
-    assert stream.send_nowait(bytes(STREAM_QUEUE + 5)) == STREAM_QUEUE
+    assert stream.send_nowait(bytes(room + 5)) == room
     pair.drive()
     assert here.calls == ["writable"]
     assert stream.writable
-    assert len(there.data) == STREAM_QUEUE
+    assert len(there.data) == room
+
+
+@pytest.mark.parametrize(
+    ("credit", "most"),
+    [
+        (0, STREAM_QUEUE),
+        (STREAM_QUEUE, STREAM_QUEUE),
+        (STREAM_QUEUE + 1, STREAM_QUEUE + 1),
+        (STREAM_QUEUE_MOST, STREAM_QUEUE_MOST),
+        (STREAM_QUEUE_MOST + 1, STREAM_QUEUE_MOST),
+    ],
+)
+def test_a_stream_queues_what_it_has_credit_for_within_limits(credit: int, most: int) -> None:
+    pair = Pair()
+    stream, _, _, _ = pair.opened()
+    stream.credit = credit
+    assert stream.send_nowait(bytes(2 * STREAM_QUEUE_MOST)) == most
+    assert stream.audit(0) == []
+    assert stream.send_nowait(b"x") == 0
 
 
 def test_many_small_sends_are_cheap_to_hold_and_leave_in_one_frame() -> None:

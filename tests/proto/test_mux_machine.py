@@ -16,7 +16,7 @@ from netbore.proto.events import Failed, SinkFailed
 from netbore.proto.handshake import Limits
 from netbore.proto.mux import Refusal, Role
 from netbore.proto.mux_stream import MuxStream
-from netbore.proto.wire import STREAM_QUEUE, Code, Kind
+from netbore.proto.wire import STREAM_QUEUE, STREAM_QUEUE_MOST, Code, Kind
 from tests.proto.mux_pair import Recorder, Side
 
 LIMITS = Limits(max_streams=4, stream_window=16384)
@@ -200,7 +200,7 @@ class Joined(RuleBasedStateMachine):
 
     def check(self, end: End) -> None:
         stream, other = end.stream, end.other
-        assert stream.queued <= STREAM_QUEUE
+        assert stream.queued <= max(STREAM_QUEUE, min(stream.credit, STREAM_QUEUE_MOST))
         assert stream.granted + stream.unconsumed <= max(stream.growth.size, 0)
         if other is not None:
             got = bytes(end.sink.data)

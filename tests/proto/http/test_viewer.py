@@ -417,6 +417,15 @@ def test_limits_are_given() -> None:
     assert world.viewer.closed
 
 
+def test_an_empty_line_alone_is_no_head_and_gives_no_more_time() -> None:
+    world = World()
+    world.sweep(LIMITS.head_seconds - 1)
+    world.stream.feed(b"\r\n")
+    assert not world.viewer.closed
+    world.sweep(2)
+    assert world.viewer.closed
+
+
 def test_a_request_that_is_answered_at_once_leaves_an_idle_connection() -> None:
     """Its time to be idle begins anew with each answer; the deadline of its first head is over."""
     world = World()
