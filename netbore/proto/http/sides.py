@@ -30,7 +30,7 @@ class ExchangeLimits:
     early_bytes: int = 65536
     response_seconds: float = 300.0
     opaque_seconds: float = 3600.0
-    verdict_seconds: float = 5.0
+    verdict_seconds: float = 2.0  # the verdict comes one round trip behind the request
     replay_bytes: int = 65536
     pipelined_bytes: int = 65536
     informational: int = 64

@@ -10,7 +10,7 @@ from netbore.proto.errors import LocalProtocolError
 from netbore.proto.http.exchange import Exchange
 from netbore.proto.http.messages import ResponseHead
 from netbore.proto.http.pages import PROBLEMS
-from netbore.proto.http.sides import TRANSITIONS, ExchangeLimits, Input, Phase
+from netbore.proto.http.sides import LIMITS, TRANSITIONS, ExchangeLimits, Input, Phase
 from netbore.proto.wire import Code
 from tests.proto.http.harness import World, dechunked, head_of, stream_of
 
@@ -798,7 +798,7 @@ def test_fin_waits_for_the_verdict() -> None:
     world.host.feed_eof()
     assert world.stream.got() == b""
     world.stream.feed(b"abc")
-    world.sweep(4.9)
+    world.sweep(LIMITS.verdict_seconds - 0.1)
     assert len(world.hosts) == 1
     world.host.peer_resets(Code.NOT_PROCESSED)
     assert len(world.hosts) == 2
@@ -811,7 +811,7 @@ def test_fin_waits_for_the_verdict() -> None:
 def test_fin_without_a_verdict(request_: bytes, hosts: int) -> None:
     world = reused(request_)
     world.host.feed_eof()
-    world.sweep(5.1)
+    world.sweep(LIMITS.verdict_seconds + 0.1)
     assert stream_of(world.hosts[0]).reset_code == Code.CANCELLED
     assert len(world.hosts) == hosts
 
