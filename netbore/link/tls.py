@@ -26,11 +26,10 @@ from netbore.link.poller import Poller
 from netbore.link.transport import Owner, Transport, TransportBroken
 from netbore.proto.parts import size
 from netbore.proto.stream import Data
+from netbore.proto.wire import FLUSH
 
 #: What is read from the inner transport at once during the handshake; later as much as the owner wants.
 FEED = 16384
-#: Plaintext encrypted before its ciphertext is offered: what is held is hardly more.
-FLUSH = 65536
 #: Plaintext of one record. A larger buffer than its record would be allocated, and given back, for each.
 RECORD = 16384
 
@@ -351,8 +350,10 @@ class TlsTransport(Owned):
         return sent
 
     def _encrypt(self, part: Data) -> int:
-        """Encrypt `part`, and offer ciphertext as soon as it makes a flush. Return how much of it: less than all where a flush
-        was not taken whole, or TLS has to read first."""
+        """Encrypt `part`, and offer ciphertext as soon as it makes a FLUSH: what is held is hardly more.
+
+        Return how much of it: less than all where a flush was not taken whole, or TLS has to read first.
+        """
         done, total, outgoing = 0, len(part), self._outgoing
         while done < total and not self._held and self._send_error is None:
             try:
