@@ -8,15 +8,17 @@ import pytest
 import trio
 import trustme
 
-from netbore.link.memory import MemoryTransport, memory_pair
+from netbore.link.memory import CAPACITY, MemoryTransport, memory_pair
 from netbore.link.poller import Poller, PollerLimits
 from netbore.link.tls import TlsTransport, choose_by_name
 from tests.link.support import NAME, Recorder, contexts, poller_for, run, tls_over, until
 
 
-async def opened(poller: Poller, **options: bool) -> tuple[Recorder, Recorder, MemoryTransport, MemoryTransport]:
+async def opened(
+    poller: Poller, *, capacity: int = CAPACITY, **options: bool
+) -> tuple[Recorder, Recorder, MemoryTransport, MemoryTransport]:
     client, server = contexts()
-    near, far = memory_pair(poller)
+    near, far = memory_pair(poller, capacity=capacity)
     theirs = Recorder(TlsTransport.server(poller, far, server, **options))
     ours = Recorder(TlsTransport.client(poller, near, client, server_name=NAME))
     await until(lambda: ours.opened and theirs.opened)
@@ -176,11 +178,7 @@ def test_a_close_notify_right_behind_data_is_seen_without_any_more_bytes() -> No
 def test_nothing_is_encrypted_behind_a_flush_that_is_held(parts: list[int]) -> None:
     async def scenario() -> None:
         async with poller_for("memory") as poller:
-            client, server = contexts()
-            near, far = memory_pair(poller, capacity=4096)
-            theirs = Recorder(TlsTransport.server(poller, far, server))
-            ours = Recorder(TlsTransport.client(poller, near, client, server_name=NAME))
-            await until(lambda: ours.opened and theirs.opened)
+            ours, theirs, _, _ = await opened(poller, capacity=4096)
             theirs.read(False)
             tls = ours.transport
             assert isinstance(tls, TlsTransport)
@@ -196,11 +194,7 @@ def test_nothing_is_encrypted_behind_a_flush_that_is_held(parts: list[int]) -> N
 def test_at_most_one_flush_is_held_and_draining_ends_with_a_call() -> None:
     async def scenario() -> None:
         async with poller_for("memory") as poller:
-            client, server = contexts()
-            near, far = memory_pair(poller, capacity=4096)
-            theirs = Recorder(TlsTransport.server(poller, far, server))
-            ours = Recorder(TlsTransport.client(poller, near, client, server_name=NAME))
-            await until(lambda: ours.opened and theirs.opened)
+            ours, theirs, _, _ = await opened(poller, capacity=4096)
             theirs.read(False)
             accepted = ours.transport.try_send(b"z" * 1000000)
             assert accepted == 65536
