@@ -5,10 +5,10 @@ what follows is held, uninterpreted, until somebody says what it is (`next`, `ex
 pipelined request cannot be read before the answer to the one before, and bytes of a Host that no request asked for
 cannot become a response.
 
-Each head is read twice: by the strict check, whose result counts, and by h11, which must have understood the same. A head
-on which the two differ is refused, so that neither one's mistake alone can be used. No h11 type leaves this module, and h11 never
-sees a body. `second_opinion=False` saves its cost (it is most of the cost of a head) and gives the same pieces for every head
-on which both agree; tests hold that the strict check by itself takes no head that h11 refuses.
+A head is read by the strict check, whose result counts. Whatever is not of the plain common shape is read by h11 too (`Opinion`),
+and refused where the two differ, so that neither one's mistake alone can be used; tests hold that the strict check by itself
+takes no head that h11 refuses. No h11 type leaves this module, and h11 never sees a body. A head whose bytes came before is not
+read at all (`HeadMemo`), and a whole message with such a head is taken in one step (`take_known`).
 
 A reader that raised BadMessage stays broken and raises it again. Pieces of the same feed are lost with it, which is meant:
 nothing of a message known to be bad should go on.
@@ -55,8 +55,12 @@ class Opinion(Enum):
 _SECRET: Final = (b"authorization", b"cookie", b"proxy-authorization", b"set-cookie")
 
 
-#: Longest read that is looked at as one whole response.
+#: Longest read that is looked at as one whole response, bytes.
 SHORT: Final = 16384
+#: How many heads a memo keeps, and how many bytes and lines one may have.
+KNOWN_HEADS: Final = 512
+KNOWN_BYTES: Final = 2048
+KNOWN_LINES: Final = 32
 
 
 class HeadMemo:
@@ -69,7 +73,7 @@ class HeadMemo:
 
     __slots__ = ("_heads", "get", "lines", "longest", "most")
 
-    def __init__(self, most: int = 512, longest: int = 2048, lines: int = 32) -> None:
+    def __init__(self, most: int = KNOWN_HEADS, longest: int = KNOWN_BYTES, lines: int = KNOWN_LINES) -> None:
         self.most = most
         self.longest = longest
         self.lines = lines
